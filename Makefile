@@ -1,0 +1,54 @@
+# Every target sets itself up from nothing: Python 3.11 or later, make and git are all it takes.
+PYTHON ?= python3
+BIN := .venv/bin
+# The published file is opened with these too (tests/test_readers.py); wheels go beside the environment, not into it.
+READERS := 1.2.2 1.3.2 1.4.4 2.0.0
+WORKERS ?= 2
+
+.PHONY: help install demo test test-duckdb2 check format lock clean
+help: ## what the targets do
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 …"; exit 1; }
+	@test -x $(BIN)/python || { echo "Making .venv …"; $(PYTHON) -m venv .venv; }
+	@echo "Installing the locked dependencies …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/duckdb-%/installed: | .venv/installed
+	@echo "Installing DuckDB $* to read with …"
+	@rm -rf .venv/duckdb-$*
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/duckdb-$* duckdb==$*
+	@touch $@
+
+install: .venv/installed ## make .venv with the locked dependencies and the contio-pipeline command
+
+demo: install ## sync a year of meetings from a sandbox API into data/demo
+	@$(BIN)/contio-pipeline demo
+
+test: install $(READERS:%=.venv/duckdb-%/installed) ## run the tests
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-duckdb2: install .venv/duckdb-2.0.0/installed ## run the storage tests and whole syncs on DuckDB 2.0
+	@PYTHONPATH=.venv/duckdb-2.0.0 $(BIN)/python -m pytest -n $(WORKERS) -k "warehouse or publish or sync" $(ARGS)
+
+check: install ## lint, format, types, import layers, dependency hygiene
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/deptry contio_pipeline
+
+format: install ## format the code and mend what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: install ## compile requirements.txt anew from pyproject.toml
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet -o requirements.txt
+
+clean: ## remove what the targets made (data/ stays)
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

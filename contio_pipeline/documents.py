@@ -1,0 +1,97 @@
+"""Content-addressed bytes on disk: `documents/ab/cd/<sha256>`.
+
+What lives here: writing bytes so that a file of that name is always whole, and looking whether one still is. What never
+does: HTTP, SQL, names that a server gave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+_READ_BYTES = 1 << 20
+
+
+class Incoming:
+    """Bytes on their way to the store: written to a temporary file, named by their hash when `keep` is called."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        incoming = folder / "incoming"
+        incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, name = tempfile.mkstemp(dir=incoming)
+        self._file = os.fdopen(descriptor, "wb")
+        self._path = Path(name)
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes, /) -> None:
+        """Take the next bytes."""
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    def keep(self) -> str:
+        """Make the bytes durable under their hash, and return it (hexadecimal SHA-256)."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        digest = self._hash.hexdigest()
+        target = path_of(self._folder, digest)
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path.replace(target)
+        for folder in (target.parent, target.parent.parent, self._folder):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        return digest
+
+    def drop(self) -> None:
+        """Forget the bytes; does nothing once they were kept."""
+        self._file.close()
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+
+
+class DocumentStore:
+    """The folder of one warehouse's documents; one process writes at a time (the warehouse's lock)."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.folder = data_dir / "documents"
+
+    def incoming(self) -> Incoming:
+        """A place for the bytes of one download."""
+        return Incoming(self.folder)
+
+    def has(self, digest: str, size: int) -> bool:
+        """Whether a file of that hash and size is there (its bytes are not read)."""
+        try:
+            return path_of(self.folder, digest).stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+    def intact(self, digest: str) -> bool:
+        """Whether the file is there and its bytes still have that hash."""
+        found = hashlib.sha256()
+        try:
+            with path_of(self.folder, digest).open("rb") as file:
+                while data := file.read(_READ_BYTES):
+                    found.update(data)
+        except FileNotFoundError:
+            return False
+        return found.hexdigest() == digest
+
+    def clear_incoming(self) -> None:
+        """Remove what killed downloads left behind; call it while holding the writer's lock."""
+        for path in (self.folder / "incoming").glob("*"):
+            path.unlink()
+
+
+def path_of(folder: Path, digest: str) -> Path:
+    """Where the bytes of that hash are, below the documents folder."""
+    return folder / digest[:2] / digest[2:4] / digest

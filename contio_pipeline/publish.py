@@ -1,0 +1,272 @@
+"""Immutable generations for readers: a DuckDB file and Parquet, flipped atomically.
+
+What lives here: building, flipping, collecting and finding generations. What never does: writing the warehouse, HTTP.
+
+    <data folder>/current -> generations/<generation>       a relative symlink, replaced by rename
+    <generation>/contio.duckdb                              a copy of the warehouse, self-contained
+    <generation>/parquet/raw/<table>/month=YYYY-MM/part.parquet   (month=undated where a row has no month)
+    <generation>/manifest.json
+
+A generation is built in a staging folder outside the published tree, flushed to disk, renamed into place, and only then
+becomes current: a reader that resolves `current` once sees one state of all tables, for at least a day.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from contio_pipeline import __version__
+from contio_pipeline.errors import NothingPublished, StorageError
+from contio_pipeline.streams import RUNS, Table, tables
+from contio_pipeline.warehouse import Warehouse
+
+DATABASE = "contio.duckdb"
+UNDATED = "undated"
+_KEEP = timedelta(days=1)
+"""How long a generation stays after it was replaced: longer than any reader needs it."""
+
+_STAMP = "%Y%m%dT%H%M%S.%fZ"
+
+_FRESH = timedelta(hours=1)
+"""A sync that changed nothing makes a new generation only when the current one is older (docs/decisions/0003)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A published state: its folder (resolved, so that it stays the same one) and its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which sorts by time."""
+        return self.folder.name
+
+    @property
+    def database(self) -> Path:
+        """The DuckDB file; open it read-only."""
+        return self.folder / DATABASE
+
+    @property
+    def published_at(self) -> datetime:
+        """When it was built."""
+        return datetime.fromisoformat(self.manifest["published_at"])
+
+
+def current(data_dir: Path) -> Generation:
+    """The generation to read.
+
+    Raises:
+        NothingPublished: there is none yet.
+    """
+    link = data_dir / "current"
+    try:
+        folder = link.resolve(strict=True)
+        return Generation(folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NothingPublished(
+            f"nothing is published in {data_dir} yet: run contio-pipeline sync (or set CONTIO_DATA_DIR to where it publishes)"
+        ) from None
+
+
+def connect(generation: Generation) -> duckdb.DuckDBPyConnection:
+    """A read-only connection to a generation, with times shown in UTC."""
+    try:
+        connection = duckdb.connect(generation.database, read_only=True, config={"autoinstall_known_extensions": False})
+    except duckdb.Error as error:
+        raise StorageError(f"{generation.database} cannot be opened: {error}") from None
+    connection.execute("SET TimeZone = 'UTC'")
+    return connection
+
+
+def publish(warehouse: Warehouse, now: datetime) -> tuple[Generation, bool]:
+    """Make what the warehouse holds readable.
+
+    Returns:
+        The current generation, and whether it is a new one: nothing changed makes none.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; the current generation stays.
+    """
+    data_dir = warehouse.path.parent
+    try:
+        return _publish(warehouse, data_dir, now)
+    except OSError as error:
+        raise StorageError(
+            f"publishing to {data_dir} failed ({error}): the current generation stays as it was"
+        ) from error
+
+
+def _publish(warehouse: Warehouse, data_dir: Path, now: datetime) -> tuple[Generation, bool]:
+    _clean_up(data_dir, now)
+    prints = {table.full_name: _fingerprints(warehouse.connection, table) for table in tables(warehouse.streams)}
+    before = _current_or_none(data_dir)
+    comparable = before and before.manifest["fingerprints_of"] == _maker()
+    if before and comparable and before.manifest["fingerprints"] == prints and _fresh_enough(warehouse, before, now):
+        return before, False
+
+    # Names sort by time, also when the clock was set back.
+    stamp = max(now, _made_at(before.name) + timedelta(microseconds=1)) if before else now
+    name = f"{stamp.astimezone(UTC).strftime(_STAMP)}-{secrets.token_hex(3)}"
+    staging = data_dir / "staging" / name
+    staging.mkdir(parents=True, mode=0o700)
+    with warehouse.closed_file() as file:
+        shutil.copyfile(file, staging / DATABASE)
+    with duckdb.connect(staging / DATABASE, read_only=True) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        rows = {}
+        for table in tables(warehouse.streams):
+            [(rows[table.full_name],)] = connection.execute(f"SELECT count(*) FROM {table.full_name}").fetchall()
+            if table.schema == "raw":
+                unchanged = before.manifest["fingerprints"].get(table.full_name, {}) if before and comparable else {}
+                _write_months(
+                    connection, table, staging, prints[table.full_name], before.folder if before else None, unchanged
+                )
+    manifest = {
+        "generation": name,
+        "published_at": now.isoformat(),
+        "rows": rows,
+        "versions": {"contio-pipeline": __version__, "duckdb": duckdb.__version__},
+        "fingerprints_of": _maker(),
+        "fingerprints": prints,
+    }
+    (staging / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    _make_durable(staging)
+    generation = data_dir / "generations" / name
+    generation.parent.mkdir(exist_ok=True)
+    staging.rename(generation)
+    _sync_folder(generation.parent)
+    _flip(data_dir, generation)
+    return Generation(generation, manifest), True
+
+
+def _fresh_enough(warehouse: Warehouse, before: Generation, now: datetime) -> bool:
+    """Whether the published account of what was synced when may stand for a while longer."""
+    [(unseen,)] = warehouse.connection.execute(
+        f"SELECT count(*) FROM {RUNS.full_name} WHERE started_at > ?", [before.published_at]
+    ).fetchall()
+    return not unseen or now - before.published_at < _FRESH
+
+
+def _maker() -> str:
+    """What fingerprints and Parquet files depend on besides the rows: hashes change between DuckDB versions."""
+    return f"duckdb {duckdb.__version__}, contio-pipeline {__version__}"
+
+
+def _fingerprints(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[str, str]:
+    """Month -> what changes when any row of that month does.
+
+    A row's texts are in its `_hash` already, so where there is one, only it and the system columns are read.
+    """
+    names = [column.name for column in table.columns if column.name not in table.volatile]
+    if "_hash" in names:
+        names = [name for name in names if name == "id" or (name.startswith("_") and name != "_extra")]
+    if not names:
+        return {}
+    columns = ", ".join(f'"{name}"' for name in names)
+    found = connection.execute(
+        f"SELECT {_month(table)} AS month, count(*), sum(hash({columns})::HUGEINT) FROM {table.full_name} GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    return {str(month): f"{count} {total}" for month, count, total in found}
+
+
+def _month(table: Table) -> str:
+    return (
+        f"""coalesce(strftime("{table.month_field}", '%Y-%m'), '{UNDATED}')""" if table.month_field else f"'{UNDATED}'"
+    )
+
+
+def _write_months(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    staging: Path,
+    prints: dict[str, str],
+    before: Path | None,
+    unchanged: dict[str, str],
+) -> None:
+    """One file a month; a month that is as it was is the same file, by a hard link."""
+    folder = Path("parquet") / table.schema / table.name
+    order = ", ".join(
+        f'"{name}"' for name in (table.month_field, "_account", "id") if name in {c.name for c in table.columns}
+    )
+    for month in prints or {UNDATED: ""}:
+        part = folder / f"month={month}" / "part.parquet"
+        (staging / part).parent.mkdir(parents=True)
+        if before and month in unchanged and unchanged[month] == prints.get(month) and (before / part).is_file():
+            os.link(before / part, staging / part)
+            continue
+        target = str(staging / part).replace("'", "''")
+        connection.execute(
+            f"""COPY (SELECT * FROM {table.full_name} WHERE {_month(table)} = ? ORDER BY {order or "ALL"})
+                TO '{target}' (FORMAT parquet, COMPRESSION zstd)""",
+            [month],
+        )
+
+
+def _make_durable(staging: Path) -> None:
+    """Flush every file and folder, and let readers of this machine read them but nobody write them."""
+    for path in [*_walk(staging), staging]:
+        path.chmod(0o755 if path.is_dir() else 0o444)
+        _sync_folder(path)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _walk(path)
+        yield path
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flip(data_dir: Path, generation: Path) -> None:
+    link = data_dir / f".current-{secrets.token_hex(3)}"
+    link.symlink_to(generation.relative_to(data_dir))
+    link.replace(data_dir / "current")
+    _sync_folder(data_dir)
+
+
+def _clean_up(data_dir: Path, now: datetime) -> None:
+    """Remove what killed publishes left behind, and generations that were replaced more than a day ago.
+
+    Called under the writer's lock, so nothing here is at work.
+    """
+    shutil.rmtree(data_dir / "staging", ignore_errors=True)
+    for link in data_dir.glob(".current-*"):
+        link.unlink()
+    live = _current_or_none(data_dir)
+    folders = sorted((data_dir / "generations").glob("*Z-*"))
+    for folder, successor in zip_longest(folders, folders[1:]):
+        never_current = live is None or folder.name > live.name
+        replaced = live is not None and folder.name < live.name and successor is not None
+        if never_current or (replaced and successor and _made_at(successor.name) < now - _KEEP):
+            shutil.rmtree(folder)
+
+
+def _current_or_none(data_dir: Path) -> Generation | None:
+    try:
+        return current(data_dir)
+    except NothingPublished:
+        return None
+
+
+def _made_at(name: str) -> datetime:
+    return datetime.strptime(name.partition("-")[0], _STAMP).replace(tzinfo=UTC)

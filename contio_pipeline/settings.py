@@ -1,0 +1,178 @@
+"""Environment and `.env` -> one frozen, validated `Settings`.
+
+What lives here: every setting, its default, its check, and the error that names it and the fix. What never does:
+reading the environment anywhere else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from platformdirs import user_state_path
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from contio_pipeline.errors import ConfigError
+
+API_PREFIX = "/v1/partner/user"
+_PREFIX = "CONTIO_"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the URL's host is this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"https", "http"} or not parts.hostname:
+        raise ValueError("must be a URL such as https://api.contio.ai")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must be a plain URL: no user, password, query or fragment")
+    if parts.scheme == "http" and not is_loopback(value):
+        raise ValueError("must begin with https:// (plain http is accepted for this machine's loopback address only)")
+    return value.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(_http_url)]
+
+
+class Settings(BaseSettings):
+    """All settings; each field `name` is the variable `CONTIO_NAME`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    api_url: Url = "https://api.contio.ai"
+    token_url: Url = "https://auth.contio.ai/oauth2/token"  # noqa: S105 - an address
+    client_id: str | None = None
+    client_secret: SecretStr | None = None
+    data_dir: Path = Path("data")
+    state_dir: Path = Field(default_factory=lambda: user_state_path("contio-pipeline", appauthor=False))
+    rate_limit: int = Field(1000, ge=1)
+    rate_window_seconds: float = Field(300, gt=0, le=86_400)
+    timeout_seconds: float = Field(30, gt=0, le=3600)
+    retry_seconds: float = Field(600, ge=0, le=86_400)
+    calendar_start: date | None = None
+    calendar_end: date | None = None
+    documents: Literal["finished", "all"] = "finished"
+    document_max_mb: int = Field(1024, ge=1)
+    ca_bundle: Path | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic's signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then `.env` with its paths made absolute against its own folder."""
+
+        def dotenv() -> dict[str, Any]:
+            values = dotenv_settings()
+            folder = Path(str(getattr(dotenv_settings, "env_file", None) or ".env")).absolute().parent
+            paths = [name for name in ("data_dir", "state_dir", "ca_bundle") if values.get(name)]
+            return values | {name: folder / Path(values[name]).expanduser() for name in paths}
+
+        return init_settings, env_settings, dotenv  # type: ignore[return-value]
+
+    @field_validator("data_dir", "state_dir", "ca_bundle")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value and Path(os.path.abspath(value.expanduser()))  # noqa: PTH100 - resolve() would follow links
+
+    @field_validator("ca_bundle")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value and not value.is_file():
+            raise ValueError(f"must be a file of PEM certificates; there is none at {value}")
+        return value
+
+    @field_validator("client_id")
+    @classmethod
+    def _no_colon(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and ":" in value:  # RFC 7617: the user part of Basic credentials cannot hold one
+            raise ValueError(f"{info.field_name} must not contain a colon")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.state_dir.resolve().is_relative_to(self.data_dir.resolve()):
+            raise ValueError(
+                f"CONTIO_STATE_DIR ({self.state_dir}) holds tokens and must not lie inside CONTIO_DATA_DIR ({self.data_dir})"
+            )
+        if self.calendar_start and self.calendar_end and self.calendar_start >= self.calendar_end:
+            raise ValueError("CONTIO_CALENDAR_END must be a later day than CONTIO_CALENDAR_START")
+        return self
+
+    def calendar_range(self, now: datetime) -> tuple[datetime, datetime]:
+        """The half-open range of days in which calendar events are listed: by default a year back, half a year ahead."""
+        start = self.calendar_start or (now - timedelta(days=365)).date()
+        end = self.calendar_end or (now + timedelta(days=183)).date()
+        if start >= end:
+            raise ConfigError(
+                f"the calendar range is empty ({start} to {end}): set CONTIO_CALENDAR_START and CONTIO_CALENDAR_END"
+            )
+        return midnight(start), midnight(end)
+
+    def credentials(self) -> tuple[str, SecretStr]:
+        """The application's client id and secret.
+
+        Raises:
+            ConfigError: one of them is not set.
+        """
+        missing = [f"CONTIO_{name.upper()}" for name in ("client_id", "client_secret") if not getattr(self, name)]
+        if self.client_id is None or self.client_secret is None or missing:
+            raise ConfigError(
+                f"{' and '.join(missing)} must be set (in the environment or in .env): the partner application's credentials "
+                "from Contio's developer settings"
+            )
+        return self.client_id, self.client_secret
+
+
+def midnight(day: date) -> datetime:
+    """The first instant of a day in UTC."""
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read and validate all settings.
+
+    The `.env` is the one named by `CONTIO_ENV_FILE`, else the working folder's.
+
+    Raises:
+        ConfigError: a value is wrong; the text names each variable and what it must be.
+    """
+    env_file = Path(os.environ.get("CONTIO_ENV_FILE") or ".env").absolute()
+    if os.environ.get("CONTIO_ENV_FILE") and not env_file.is_file():
+        raise ConfigError(f"CONTIO_ENV_FILE names {env_file}, which is not there")
+    try:
+        return Settings(**{"_env_file": env_file, "_env_file_encoding": "utf-8", **overrides})
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors(include_url=False, include_input=False):
+            name = f"{_PREFIX}{str(problem['loc'][0]).upper()} " if problem["loc"] else ""
+            problems.append(name + problem["msg"].removeprefix("Value error, "))
+        raise ConfigError("; ".join(problems)) from None
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"{env_file} cannot be read: {error}") from None

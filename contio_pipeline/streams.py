@@ -1,0 +1,472 @@
+"""The declarations: one `Stream` per API list, and the tables that go with them.
+
+What lives here: names, paths, columns, keys and their documentation, as data that refuses bad combinations.
+What never does: I/O, SQL, or a branch on a stream's name. A new stream is a new `Stream` in `STREAMS` and nothing
+else: table, history, Parquet folder, comments and listing follow from it.
+
+Fields are those of the vendor's OpenAPI description 1.10.0. Every field is optional there, so every column may be NULL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["text", "boolean", "integer", "timestamp", "date", "json"]
+"""`timestamp` is an instant in UTC; `date` is a calendar day; `json` is any JSON value as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name, kind, and what it means to an analyst."""
+
+    name: str
+    kind: Kind
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of the warehouse and of what is published.
+
+    Attributes:
+        month_field: the timestamp column whose UTC month names the Parquet folder; None puts all rows in `undated`.
+        volatile: columns that change at every sync although nothing happened; they alone make no new generation.
+    """
+
+    schema: Literal["raw", "ops"]
+    name: str
+    doc: str
+    columns: tuple[Column, ...]
+    month_field: str | None = None
+    volatile: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """`schema.name`, as SQL writes it."""
+        return f"{self.schema}.{self.name}"
+
+
+_ACCOUNT = Column("_account", "text", "The account (one Contio user's consent) through which the row was read.")
+_EXTRA = Column(
+    "_extra",
+    "json",
+    "Fields that the API sent and this version does not know, and times that name no instant (a date alone, or a time "
+    "without a zone), under their own names; NULL where there are none.",
+)
+_HASH = Column("_hash", "text", "SHA-256 of the row's canonical JSON (sorted keys, no spaces), hexadecimal.")
+_PARENT = Column("_parent_id", "text", "The id of the parent under which the API listed the row.")
+_STATE = (
+    Column("_first_seen_at", "timestamp", "When a sync first saw the row."),
+    Column("_changed_at", "timestamp", "When a sync last saw the row's content change, or saw it come back."),
+    Column(
+        "_missing_since",
+        "timestamp",
+        "Since when a complete listing that should have returned the row did not; NULL while it is returned, and once it "
+        "is confirmed to be gone.",
+    ),
+    Column(
+        "_deleted_at",
+        "timestamp",
+        "When the row was confirmed to be no longer visible to this account; NULL means live.",
+    ),
+    Column(
+        "_gone_reason",
+        "text",
+        "Why it is no longer visible: not_found (deleted or no longer shared; the API does not say), deleted (the API "
+        "says so), access_lost (refused, or another account still reads it), merged (into another row, see "
+        "meeting_aliases), parent_not_found.",
+    ),
+    Column(
+        "_window_blind",
+        "boolean",
+        "True when the row exists and its date lies in a listed window, yet the API's date filter did not return it.",
+    ),
+)
+_RUN = Column("_run_id", "text", "The sync that wrote this, see ops.runs.")
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One list of the API.
+
+    Attributes:
+        name: table, asset and Parquet folder.
+        path: of the list, below `/v1/partner/user/`; `{parent_id}` where each parent row has a list of its own.
+        detail_path: of one row, with `{id}` and perhaps `{parent_id}`; how a row that went missing is asked for.
+        scope: the OAuth scope that the list needs.
+        doc: what one row is.
+        columns: the fields of the API, `id` among them.
+        date_field: the timestamp column that the list's date filter is assumed to mean (the vendor documents none; every
+            answer is checked against it) and whose month names the Parquet folder.
+        dates: whether the list takes `start_date` and `end_date`: `optional`, `required`, or `none`.
+        version_field: the timestamp column that grows when a row changes; None where the API has none.
+        parent: the stream whose rows each have such a list.
+        alias_field: the field in which a row names the row that it was merged into.
+        deleted_field: the timestamp column that is set when a row that can still be read by id is deleted.
+        content_path: of a row's bytes.
+        status_field: the text column that says how far the processing of those bytes is.
+    """
+
+    name: str
+    path: str
+    detail_path: str
+    scope: str
+    doc: str
+    columns: tuple[Column, ...]
+    date_field: str
+    dates: Literal["optional", "required", "none"]
+    version_field: str | None = None
+    parent: str | None = None
+    alias_field: str | None = None
+    deleted_field: str | None = None
+    content_path: str | None = None
+    status_field: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse declarations that the rest could only misread."""
+        kinds = {column.name: column.kind for column in self.columns}
+        rules = {
+            "column names are unique": len(kinds) == len(self.columns),
+            "no column begins with an underscore": not any(name.startswith("_") for name in kinds),
+            "there is a text column `id`": kinds.get("id") == "text",
+            "date_field is a timestamp column": kinds.get(self.date_field) == "timestamp",
+            "version_field is a timestamp column": kinds.get(self.version_field or "", "timestamp") == "timestamp",
+            "deleted_field is a timestamp column": kinds.get(self.deleted_field or "", "timestamp") == "timestamp",
+            "alias_field is a text column": kinds.get(self.alias_field or "", "text") == "text",
+            "status_field is a text column": kinds.get(self.status_field or "", "text") == "text",
+            "contents have a processing state": (self.content_path is None) == (self.status_field is None),
+            "a list of its own per parent has {parent_id} in its path": (self.parent is not None)
+            == ("{parent_id}" in self.path),
+            "lists below a parent take no dates": self.parent is None or self.dates == "none",
+            "detail_path has {id}": "{id}" in self.detail_path,
+        }
+        broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            raise ValueError(f"stream {self.name}: {'; '.join(broken)}")
+
+    @property
+    def data_columns(self) -> tuple[Column, ...]:
+        """The API's columns as stored: a date is followed by its text as received."""
+        return tuple(
+            stored
+            for column in self.columns
+            for stored in (
+                (column, Column(f"{column.name}_raw", "text", f"`{column.name}` exactly as received."))
+                if column.kind == "date"
+                else (column,)
+            )
+        )
+
+    @property
+    def payload_columns(self) -> tuple[Column, ...]:
+        """What one version of a row consists of: data, what is unknown, the hash, the parent."""
+        return (*self.data_columns, _EXTRA, _HASH, *((_PARENT,) if self.parent else ()))
+
+    @property
+    def table(self) -> Table:
+        """The current state: one row per account and id."""
+        return Table("raw", self.name, self.doc, (_ACCOUNT, *self.payload_columns, *_STATE), self.date_field)
+
+    @property
+    def history(self) -> Table:
+        """Every version that a sync has seen, and when a row went and came back."""
+        columns = (
+            _ACCOUNT,
+            *self.payload_columns,
+            Column("_operation", "text", "What happened: insert, update, delete, undelete."),
+            Column("_changed_at", "timestamp", "When the sync recorded it."),
+            _RUN,
+        )
+        return Table("raw", f"{self.name}_history", f"Every change of raw.{self.name}.", columns, "_changed_at")
+
+
+def _columns(**columns: tuple[Kind, str]) -> tuple[Column, ...]:
+    return tuple(Column(name, kind, doc) for name, (kind, doc) in columns.items())
+
+
+STREAMS: tuple[Stream, ...] = (
+    Stream(
+        name="meetings",
+        path="meetings",
+        detail_path="meetings/{id}",
+        scope="meetings:read",
+        doc="A meeting that the account can see.",
+        date_field="start_time",
+        dates="optional",
+        version_field="updated_at",
+        alias_field="redirect_to_meeting_id",
+        columns=_columns(
+            id=("text", "The meeting's id."),
+            title=("text", "Title."),
+            summary_notes=("text", "Summary notes that Contio made from the meeting."),
+            start_time=("timestamp", "Scheduled start."),
+            end_time=("timestamp", "Scheduled end."),
+            status=("text", "draft, scheduled, in_progress, ended or completed; new values may appear."),
+            workspace_id=("text", "The workspace that it belongs to."),
+            created_by_user_id=("text", "The user who created it."),
+            calendar_event_id=("text", "The linked calendar event, if any."),
+            redirect_to_meeting_id=("text", "The meeting that this one was merged into, if it was."),
+            created_at=("timestamp", "When it was created in Contio."),
+            updated_at=("timestamp", "When it last changed in Contio."),
+        ),
+    ),
+    Stream(
+        name="action_items",
+        path="action-items",
+        detail_path="action-items/{id}",
+        scope="action-items:read",
+        doc="An action item that the account can see.",
+        date_field="created_at",
+        dates="optional",
+        version_field="updated_at",
+        columns=_columns(
+            id=("text", "The action item's id."),
+            meeting_id=("text", "The meeting that it came from."),
+            assigned_to_user_id=("text", "The user who is to do it."),
+            title=("text", "Title."),
+            description=("text", "What is to be done."),
+            status=(
+                "text",
+                "needs_review, accepted, in_progress, blocked, completed or cancelled; new values may appear.",
+            ),
+            is_completed=("boolean", "Whether it is done."),
+            due_date=("date", "The day it is due, as written by the API (a time's own date, not converted)."),
+            completed_at=("timestamp", "When it was completed."),
+            has_partner_assignment=("boolean", "Whether a partner's automation assigned it."),
+            partner_context=("json", "The partner's own data stored with it."),
+            created_at=("timestamp", "When it was created in Contio."),
+            updated_at=("timestamp", "When it last changed in Contio."),
+        ),
+    ),
+    Stream(
+        name="calendar_events",
+        path="calendar/events",
+        detail_path="calendar/events/{id}",
+        scope="calendar:read",
+        doc="An event of the account's connected calendar, within the configured calendar range.",
+        date_field="start_time",
+        dates="required",
+        columns=_columns(
+            id=("text", "The event's id."),
+            title=("text", "Title."),
+            description=("text", "Description or body."),
+            start_time=("timestamp", "Start; NULL for an all-day event, whose date is in `_extra`."),
+            end_time=("timestamp", "End; NULL for an all-day event, whose date is in `_extra`."),
+            location=("text", "Room or link."),
+            organizer=("json", "Organizer: email, name, status, type."),
+            attendees=("json", "Attendees, each with email, name, status (accepted, declined, …) and type."),
+            linked_meetings=("json", "Ids of the linked Contio meetings, oldest first."),
+            meeting_id=("text", "The oldest linked meeting (deprecated by the vendor: use linked_meetings)."),
+        ),
+    ),
+    Stream(
+        name="context_documents",
+        path="meetings/{parent_id}/context",
+        detail_path="meetings/{parent_id}/context/{id}",
+        content_path="meetings/{parent_id}/context/{id}/content",
+        status_field="file_status",
+        deleted_field="deleted_at",
+        scope="context:read",
+        doc="A context document of a meeting; only those uploaded by the current partner application are visible.",
+        parent="meetings",
+        date_field="created_at",
+        dates="none",
+        version_field="updated_at",
+        columns=_columns(
+            id=("text", "The document's id."),
+            model_id=("text", "What the document is attached to, as the API names it."),
+            meeting_id=("text", "The meeting that it prepares."),
+            workspace_id=("text", "The workspace that it belongs to."),
+            title=("text", "Title."),
+            context_type=("text", "What kind of context it is (free text)."),
+            source_format=("text", "json, csv, tsv, xml, html, yaml, md or txt."),
+            file_status=("text", "Processing state (free text; seen: pending, processing, complete, error)."),
+            source_id=("text", "The uploading source; absent for a user's own uploads."),
+            source_name=("text", "The uploading source's display name."),
+            partner_app_id=("text", "Deprecated by the vendor: use source_id."),
+            platform_name=("text", "The platform that it came from."),
+            created_by_user_id=("text", "The user who created it."),
+            created_at=("timestamp", "When it was created in Contio."),
+            updated_at=("timestamp", "When it last changed in Contio."),
+            deleted_at=("timestamp", "When Contio marked it deleted."),
+        ),
+    ),
+)
+
+PROFILE_PATH = "profile"
+PROFILE = _columns(
+    id=("text", "The Contio user's id."),
+    display_name=("text", "The user's name."),
+    email=("text", "The user's e-mail address."),
+    timezone=("text", "The user's IANA time zone."),
+    plan_type=("text", "The workspace's plan (FREE, PRO, ELITE, ENT)."),
+    workspace_id=("text", "The user's workspace."),
+    workspace_name=("text", "The workspace's name."),
+    workspace_role=("text", "The user's role in the workspace."),
+    created_at=("timestamp", "When the user was created in Contio."),
+)
+
+ACCOUNTS = Table(
+    "raw",
+    "accounts",
+    "The profile of each account's user, as last read.",
+    (
+        _ACCOUNT,
+        *PROFILE,
+        _EXTRA,
+        _HASH,
+        Column("_first_seen_at", "timestamp", "When a sync first read the profile."),
+        Column("_changed_at", "timestamp", "When a sync last saw the profile change."),
+    ),
+)
+DOCUMENT_CONTENTS = Table(
+    "raw",
+    "document_contents",
+    "The bytes of each context document: where they are, or why there are none.",
+    (
+        _ACCOUNT,
+        *_columns(
+            id=("text", "The context document's id."),
+            state=(
+                "text",
+                "stored (on disk), waiting (Contio still processes it), error (Contio could not), unavailable (see reason).",
+            ),
+            reason=("text", "Why the bytes are not stored; NULL when they are."),
+            sha256=("text", "SHA-256 of the bytes, hexadecimal; the file is documents/ab/cd/<sha256>."),
+            size_bytes=("integer", "Size in bytes."),
+            content_type=("text", "Media type that the server sent."),
+            filename=("text", "File name that the server sent: text, never a path."),
+            fetched_at=("timestamp", "When the bytes were downloaded."),
+            _version=(
+                "text",
+                "The processing state and time of change of the document whose bytes these are.",
+            ),
+        ),
+    ),
+    "fetched_at",
+)
+QUARANTINE = Table(
+    "raw",
+    "quarantine",
+    "Rows that the API sent and that break their promise (wrong type, no id, bad time), as received; a row leaves this table "
+    "when a later sync receives it intact.",
+    (
+        _ACCOUNT,
+        *_columns(
+            stream=("text", "The stream in which it came."),
+            row_key=("text", "The row's id, or the SHA-256 of its JSON where it has no usable id."),
+            reason=("text", "What is wrong with it."),
+            raw=("text", "The row as JSON."),
+            _first_seen_at=("timestamp", "When a sync first saw it so."),
+        ),
+        _PARENT,
+        _RUN,
+    ),
+)
+MEETING_ALIASES = Table(
+    "raw",
+    "meeting_aliases",
+    "Meetings that the API redirects to another one (merged or copied).",
+    (
+        _ACCOUNT,
+        *_columns(
+            id=("text", "The meeting that redirects."),
+            redirect_to_meeting_id=("text", "The meeting to use in its place, at the end of all redirects."),
+            _first_seen_at=("timestamp", "When a sync first saw the redirect."),
+        ),
+    ),
+)
+WINDOWS = Table(
+    "ops",
+    "windows",
+    "The last listing of each window: what was listed, and whether it is known to be complete.",
+    _columns(
+        account=("text", "The account."),
+        stream=("text", "The stream, or document_contents."),
+        window_start=("timestamp", "First instant of the window; NULL for a full sync."),
+        window_end=("timestamp", "End of the window, itself not included; NULL for a full sync."),
+        rows=("integer", "Rows received, each id counted once."),
+        total=("integer", "Rows that the API said there are."),
+        requests=("integer", "Requests that this cost."),
+        complete=("boolean", "Whether the tables are known to equal the API for this window."),
+        reason=("text", "Why it is not complete, and what to do; NULL when it is."),
+        quarantined=("integer", "Rows that went to raw.quarantine."),
+        missing=(
+            "integer",
+            "Rows that should have been returned, were not, and are not confirmed to be gone.",
+        ),
+        outside=("integer", "Rows that the API returned for the window although their date lies outside it."),
+        listed_at=("timestamp", "When the listing was finished."),
+        run_id=("text", "The sync, see ops.runs."),
+    ),
+    volatile=("requests", "listed_at", "run_id"),
+)
+_RUN_COLUMNS = _columns(
+    run_id=("text", "The sync's id."),
+    started_at=("timestamp", "When it began."),
+    finished_at=("timestamp", "When it ended; NULL while it works, and for ever when it was killed."),
+    version=("text", "The version of contio-pipeline."),
+    window_start=("timestamp", "First instant of the window; NULL for a full sync."),
+    window_end=("timestamp", "End of the window, itself not included; NULL for a full sync."),
+    complete=("boolean", "Whether everything asked for is complete."),
+    inserted=("integer", "Rows seen for the first time."),
+    updated=("integer", "Rows whose content changed, or that came back."),
+    deleted=("integer", "Rows confirmed to be gone."),
+    quarantined=("integer", "Rows that went to raw.quarantine."),
+    requests=("integer", "Requests to the API, all tries counted."),
+    throttled=("integer", "Answers 429."),
+    bytes=("integer", "Bytes of answers received."),
+)
+RUNS = Table(
+    "ops",
+    "runs",
+    "Every sync: what was asked for, what it found, what it cost.",
+    _RUN_COLUMNS,
+    volatile=tuple(column.name for column in _RUN_COLUMNS),
+)
+ASSUMPTIONS = Table(
+    "ops",
+    "assumptions",
+    "What the API leaves undocumented, as last observed: whether its date filter means the field that the stream declares.",
+    _columns(
+        account=("text", "The account."),
+        stream=("text", "The stream."),
+        field=("text", "The field that the date filter is assumed to mean."),
+        holds=(
+            "boolean",
+            "False once a window omitted rows whose dates lie in it: windows then mark nothing as missing.",
+        ),
+        observed_at=("timestamp", "When this was observed."),
+    ),
+)
+META = Table(
+    "ops",
+    "meta",
+    "What the warehouse is: api_origin and schema_version.",
+    _columns(key=("text", "Which fact."), value=("text", "The fact.")),
+)
+
+
+def tables(streams: tuple[Stream, ...] = STREAMS) -> tuple[Table, ...]:
+    """All tables of the warehouse, in the order in which they are created and published."""
+    return (
+        *(table for stream in streams for table in (stream.table, stream.history)),
+        ACCOUNTS,
+        DOCUMENT_CONTENTS,
+        QUARANTINE,
+        MEETING_ALIASES,
+        WINDOWS,
+        RUNS,
+        ASSUMPTIONS,
+        META,
+    )
+
+
+def stream_named(name: str, streams: tuple[Stream, ...] = STREAMS) -> Stream:
+    """The declared stream of that name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return {stream.name: stream for stream in streams}[name]

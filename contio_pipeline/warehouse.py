@@ -1,0 +1,841 @@
+"""The private DuckDB file: one transaction per listing, history, confirmed deletions, state.
+
+What lives here: all SQL that writes, the file's lock, its schema version. What never does: HTTP, JSON coercion, publishing.
+
+Nobody but this module opens the file, and no code may `open()` it while DuckDB has it open: closing any descriptor drops
+the process's POSIX lock, another process then writes, and commits are lost.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import pyarrow as pa
+
+from contio_pipeline.errors import ConfigError, StorageError, WarehouseBusy
+from contio_pipeline.rows import Batch
+from contio_pipeline.streams import (
+    ACCOUNTS,
+    ASSUMPTIONS,
+    DOCUMENT_CONTENTS,
+    MEETING_ALIASES,
+    META,
+    QUARANTINE,
+    RUNS,
+    STREAMS,
+    WINDOWS,
+    Column,
+    Kind,
+    Stream,
+    Table,
+    stream_named,
+    tables,
+)
+
+SCHEMA_VERSION = 1
+STORAGE_VERSION = "v1.2.0"
+"""Files of this storage version are opened by every DuckDB from 1.2 to 2.0."""
+
+MIGRATIONS: Mapping[int, str] = {}
+"""SQL that makes version `key + 1` of a warehouse of version `key`, run inside one transaction."""
+
+SQL_TYPES: dict[Kind, str] = {
+    "text": "VARCHAR",
+    "boolean": "BOOLEAN",
+    "integer": "BIGINT",
+    "timestamp": "TIMESTAMPTZ",
+    "date": "DATE",
+    "json": "JSON",
+}
+
+_FLUSH_ROWS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which stored rows a complete listing should have returned.
+
+    Attributes:
+        dates: half-open range of the stream's `date_field`; None expects rows of any date, undated ones too.
+        parents: ids of the parents whose lists were read; None where the stream has none.
+        at_most: how many missing rows may be marked; None for any number.
+        loss_share: a listing that lacks more than this share of the account's live rows is not believed.
+        loss_count: unless it lacks no more rows than this.
+    """
+
+    dates: tuple[datetime, datetime] | None = None
+    parents: tuple[str, ...] | None = None
+    at_most: int | None = None
+    loss_share: float = 0.5
+    loss_count: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a listing was asked for; both ends None for a full sync."""
+
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+@dataclass(slots=True)
+class Listing:
+    """What is known of one finished listing, as it goes to `ops.windows`."""
+
+    rows: int = 0
+    total: int = 0
+    requests: int = 0
+    complete: bool = True
+    reason: str | None = None
+    quarantined: int = 0
+    missing: int = 0
+    outside: int = 0
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a commit did to one stream of one account; `missing` holds ids to confirm."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    quarantined: int = 0
+    missing: list[str] = field(default_factory=list)
+
+    def add(self, other: Changes) -> None:
+        """Sum up; ids of missing rows are joined."""
+        self.inserted += other.inserted
+        self.updated += other.updated
+        self.deleted += other.deleted
+        self.unchanged += other.unchanged
+        self.quarantined += other.quarantined
+        self.missing += other.missing
+
+
+class Warehouse:
+    """The working file, open for writing by this process alone; a context manager.
+
+    Raises:
+        WarehouseBusy: another process writes to the data folder.
+        ConfigError: the warehouse belongs to another API or to a newer version.
+        StorageError: the file cannot be used.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        origin: str | None,
+        streams: tuple[Stream, ...] = STREAMS,
+        version: int = SCHEMA_VERSION,
+        migrations: Mapping[int, str] = MIGRATIONS,
+    ) -> None:
+        self.path = data_dir / "warehouse.duckdb"
+        self.streams = streams
+        self._version = version
+        self._lock = _take_lock(data_dir)
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        try:
+            self._open(origin, migrations)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let other processes write."""
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+        os.close(self._lock)
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The one connection; used by the thread that opened the warehouse."""
+        if self._connection is None:
+            raise StorageError("the warehouse is closed while it is copied")
+        return self._connection
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Rows as dictionaries; times are aware datetimes in UTC."""
+        table: pa.Table = self.connection.execute(sql, list(parameters)).to_arrow_table()
+        return table.to_pylist()  # type: ignore[no-any-return]
+
+    @contextmanager
+    def closed_file(self) -> Iterator[Path]:
+        """The file, whole and closed by DuckDB, for as long as it takes to copy it; the lock stays."""
+        self.connection.execute("CHECKPOINT")
+        self.connection.close()
+        self._connection = None
+        try:
+            if self.path.with_name(self.path.name + ".wal").exists():
+                raise StorageError(
+                    f"{self.path}.wal remained after a checkpoint: close what else has the warehouse open"
+                )
+            yield self.path
+        finally:
+            self._connection = self._connect()
+
+    @contextmanager
+    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Everything inside commits together or not at all."""
+        connection = self.connection
+        connection.execute("BEGIN")
+        try:
+            yield connection
+        except BaseException:
+            with suppress(duckdb.Error):  # the failed statement may have ended the transaction
+                connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    # Opening ------------------------------------------------------------------------------------------------------------
+
+    def _open(self, origin: str | None, migrations: Mapping[int, str]) -> None:
+        found = self._version_found() if self.path.exists() else None
+        if found is not None and found > self._version:
+            raise ConfigError(
+                f"{self.path} has schema version {found}, this program knows {self._version}: upgrade contio-pipeline; the file "
+                "was not touched"
+            )
+        if found is not None and found < self._version:
+            self._connection = self._connect()
+            with self.closed_file() as file:
+                _copy(file, file.with_name(f"warehouse-version-{found}.duckdb"))
+        else:
+            self._connection = self._connect()
+        self.path.chmod(0o600)
+        with self.transaction() as connection:
+            for step in range(found or self._version, self._version):
+                connection.execute(migrations[step])
+            self._make_tables(connection)
+            self._put_meta("schema_version", str(self._version))
+            stored = self._meta("api_origin")
+            if stored and origin and stored != origin:
+                raise ConfigError(
+                    f"{self.path} holds the rows of {stored}, but CONTIO_API_URL is {origin}: rows of two servers must not be "
+                    "mixed. Set CONTIO_DATA_DIR to another folder"
+                )
+            if origin and not stored:
+                self._put_meta("api_origin", origin)
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "storage_compatibility_version": STORAGE_VERSION,
+            "autoinstall_known_extensions": False,
+        }
+        try:
+            connection = duckdb.connect(self.path, config=config)
+        except duckdb.Error as error:
+            raise StorageError(f"{self.path} cannot be opened: {error}") from None
+        connection.execute("SET TimeZone = 'UTC'")  # as a connect option it fails on 2.0
+        return connection
+
+    def _version_found(self) -> int | None:
+        """The file's schema version, read without changing anything; None for a file without tables."""
+        try:
+            with duckdb.connect(self.path, read_only=True) as connection:
+                if not connection.execute(
+                    "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'ops' AND table_name = 'meta'"
+                ).fetchall():
+                    return None
+                [(value,)] = connection.execute("SELECT value FROM ops.meta WHERE key = 'schema_version'").fetchall()
+        except (duckdb.Error, ValueError) as error:
+            raise StorageError(
+                f"{self.path} cannot be read as a warehouse ({error}): restore it, or move it away"
+            ) from None
+        return int(value)
+
+    def _meta(self, key: str) -> str | None:
+        found = self.connection.execute(f"SELECT value FROM {META.full_name} WHERE key = ?", [key]).fetchall()
+        return str(found[0][0]) if found else None
+
+    def _put_meta(self, key: str, value: str) -> None:
+        if self._meta(key) != value:
+            self.connection.execute(f"DELETE FROM {META.full_name} WHERE key = ?", [key])
+            self.connection.execute(f"INSERT INTO {META.full_name} VALUES (?, ?)", [key, value])
+
+    def move_origin(self, origin: str) -> None:
+        """Say that the same API is now reached at another address."""
+        with self.transaction():
+            self._put_meta("api_origin", origin)
+
+    def _make_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Create what is declared and not there, and keep every comment as declared."""
+        stored: dict[str, dict[str, str | None]] = {}
+        for schema, table, column, comment in connection.execute(
+            "SELECT schema_name, table_name, column_name, comment FROM duckdb_columns() WHERE schema_name IN ('raw', 'ops')"
+        ).fetchall():
+            stored.setdefault(f"{schema}.{table}", {})[column] = comment
+        described = dict(
+            connection.execute("SELECT schema_name || '.' || table_name, comment FROM duckdb_tables()").fetchall()
+        )
+        for schema in ("raw", "ops"):
+            connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        for table in tables(self.streams):
+            columns = stored.get(table.full_name)
+            if columns is None:
+                connection.execute(f"CREATE TABLE {table.full_name} ({_column_list(table.columns)})")
+                columns = {}
+            else:
+                self._add_columns(table, [column for column in table.columns if column.name not in columns])
+            if described.get(table.full_name) != table.doc:
+                connection.execute(f"COMMENT ON TABLE {table.full_name} IS {_literal(table.doc)}")
+            for column in table.columns:
+                if columns.get(column.name) != column.doc:
+                    connection.execute(
+                        f"COMMENT ON COLUMN {table.full_name}.{_name(column.name)} IS {_literal(column.doc)}"
+                    )
+
+    def _add_columns(self, table: Table, columns: Sequence[Column]) -> None:
+        for column in columns:
+            self.connection.execute(
+                f"ALTER TABLE {table.full_name} ADD COLUMN {_name(column.name)} {SQL_TYPES[column.kind]}"
+            )
+            if any(stored.name == "_changed_at" for stored in table.columns) and any(
+                c.name == "_extra" for c in table.columns
+            ):
+                # What was unknown until now is in _extra: without its hash, the next sync that sees the row rewrites it.
+                self.connection.execute(
+                    f"UPDATE {table.full_name} SET _hash = '' WHERE json_exists(_extra, ?)",
+                    [f'$."{column.name}"'],
+                )
+
+    # Listings -----------------------------------------------------------------------------------------------------------
+
+    def stage(self, stream: Stream) -> Stage:
+        """A place for the rows of one listing of the stream, until they are committed."""
+        return Stage(self.connection, stream)
+
+    def commit(
+        self,
+        stage: Stage,
+        account: str,
+        window: Window | None,
+        listing: Listing,
+        scope: Scope,
+        run_id: str,
+        now: datetime,
+    ) -> Changes:
+        """Merge what was listed, mark what should have been listed and was not, and record the window: one transaction.
+
+        Args:
+            stage: the rows received.
+            account: through which they were read.
+            window: names the row of `ops.windows`; None records none (rows that were read one by one).
+            listing: what is known of it; `rows`, `quarantined`, `outside` and `missing` are filled in here.
+            scope: whom a complete listing expects; an incomplete one marks nothing.
+            run_id: goes to the history.
+            now: goes to the system columns.
+
+        Returns:
+            What changed. Rows in `missing` are marked, not gone: `settle` says what became of them.
+        """
+        stream, table = stage.stream, stage.stream.table.full_name
+        payload = [_name(column.name) for column in stream.payload_columns]
+        values = {"account": account, "now": now, "run": run_id}
+        stage.flush()
+        with self.transaction() as connection:
+
+            def run(sql: str, **more: Any) -> list[tuple[Any, ...]]:
+                used = {key: value for key, value in (values | more).items() if f"${key}" in sql}
+                return connection.execute(sql, used).fetchall()
+
+            stage.choose(whole=listing.complete)
+            operations = f"""
+                SELECT s.*, CASE WHEN t.id IS NULL THEN 'insert' WHEN t._deleted_at IS NOT NULL THEN 'undelete'
+                    WHEN t._hash <> s._hash THEN 'update' ELSE 'same' END AS _operation
+                FROM chosen s LEFT JOIN {table} t ON t._account = $account AND t.id = s.id"""
+            counts = dict(run(f"SELECT _operation, count(*) FROM ({operations}) GROUP BY 1"))
+            run(f"""
+                INSERT INTO {stream.history.full_name} BY NAME
+                SELECT {", ".join(payload)}, _operation, $account AS _account, $now AS _changed_at, $run AS _run_id
+                FROM ({operations}) WHERE _operation <> 'same'""")
+            moved = " OR t._parent_id IS DISTINCT FROM s._parent_id" if stream.parent else ""
+            run(f"""
+                MERGE INTO {table} t USING chosen s ON t._account = $account AND t.id = s.id
+                WHEN MATCHED AND (t._hash <> s._hash OR t._deleted_at IS NOT NULL{moved}) THEN UPDATE SET
+                    {", ".join(f"{name} = s.{name}" for name in payload)}, _changed_at = $now,
+                    _missing_since = NULL, _deleted_at = NULL, _gone_reason = NULL, _window_blind = false
+                WHEN MATCHED AND (t._missing_since IS NOT NULL OR t._window_blind) THEN UPDATE SET
+                    _missing_since = NULL, _window_blind = false
+                WHEN NOT MATCHED THEN INSERT ({", ".join(payload)}, _account, _first_seen_at, _changed_at, _window_blind)
+                    VALUES ({", ".join(f"s.{name}" for name in payload)}, $account, $now, $now, false)""")
+            changes = Changes(
+                inserted=counts.get("insert", 0),
+                updated=counts.get("update", 0) + counts.get("undelete", 0),
+                unchanged=counts.get("same", 0),
+            )
+            changes.quarantined = self._quarantine(run, stream, scope if listing.complete else None)
+            self._remember_aliases(run, stream)
+            [(listing.rows,)] = run("SELECT count(*) FROM (SELECT id FROM chosen UNION SELECT key FROM chosen_broken)")
+            listing.quarantined = changes.quarantined
+            if scope.dates:
+                inside = f"{_name(stream.date_field)} >= $start AND {_name(stream.date_field)} <= $end"
+                [(listing.outside,)] = run(
+                    f"SELECT count(*) FILTER (NOT ({inside})) FROM chosen",
+                    start=scope.dates[0],
+                    end=scope.dates[1],
+                )
+            if listing.complete:
+                changes.missing = self._mark_missing(run, stream, scope, listing)
+                listing.missing = len(changes.missing)
+            if window:
+                self._put_window(connection, account, stream.name, window, listing, run_id, now)
+        return changes
+
+    def _quarantine(self, run: Run, stream: Stream, listed: Scope | None) -> int:
+        """Keep broken rows as received, and let go of those that came intact or, when all were listed, came no more."""
+        mine = f"DELETE FROM {QUARANTINE.full_name} WHERE _account = $account AND stream = $stream"
+        run(f"{mine} AND row_key IN (SELECT id FROM chosen)", stream=stream.name)
+        if listed and not listed.dates:
+            run(
+                f"""{mine} AND row_key NOT IN (SELECT key FROM chosen_broken)
+                    AND (_parent_id IS NULL OR _parent_id IN (SELECT unnest($parents::VARCHAR[])))""",
+                stream=stream.name,
+                parents=list(listed.parents or ()),
+            )
+        run(
+            f"""MERGE INTO {QUARANTINE.full_name} q USING chosen_broken b
+                ON q._account = $account AND q.stream = $stream AND q.row_key = b.key
+                WHEN MATCHED AND (q.raw <> b.raw OR q.reason <> b.reason) THEN UPDATE SET
+                    raw = b.raw, reason = b.reason, _run_id = $run
+                WHEN NOT MATCHED THEN INSERT (_account, stream, row_key, reason, raw, _parent_id, _first_seen_at, _run_id)
+                    VALUES ($account, $stream, b.key, b.reason, b.raw, b._parent_id, $now, $run)""",
+            stream=stream.name,
+        )
+        [(count,)] = run("SELECT count(*) FROM chosen_broken")
+        return int(count)
+
+    def _remember_aliases(self, run: Run, stream: Stream) -> None:
+        if stream.alias_field:
+            field_name = _name(stream.alias_field)
+            run(f"""
+                MERGE INTO {MEETING_ALIASES.full_name} a
+                USING (SELECT id, {field_name} AS target FROM chosen WHERE {field_name} <> '') s
+                ON a._account = $account AND a.id = s.id
+                WHEN MATCHED AND a.redirect_to_meeting_id <> s.target THEN UPDATE SET redirect_to_meeting_id = s.target
+                WHEN NOT MATCHED THEN INSERT (_account, id, redirect_to_meeting_id, _first_seen_at)
+                    VALUES ($account, s.id, s.target, $now)""")
+
+    def _mark_missing(self, run: Run, stream: Stream, scope: Scope, listing: Listing) -> list[str]:
+        """Mark live rows that the listing should have returned and did not; returns their ids.
+
+        A listing that lacks too many of them is not believed: it becomes incomplete and marks nothing.
+        """
+        expected = """_account = $account AND _deleted_at IS NULL
+            AND id NOT IN (SELECT id FROM chosen UNION SELECT key FROM chosen_broken)"""
+        more: dict[str, Any] = {}
+        if scope.dates:
+            date_field = _name(stream.date_field)
+            expected += f" AND {date_field} >= $start AND {date_field} < $end AND NOT _window_blind"
+            more |= {"start": scope.dates[0], "end": scope.dates[1]}
+        if scope.parents is not None:
+            expected += " AND _parent_id IN (SELECT unnest($parents::VARCHAR[]))"
+            more["parents"] = list(scope.parents)
+        at_most = "" if scope.at_most is None else f" LIMIT {scope.at_most}"
+        table = stream.table.full_name
+        ids = [str(found[0]) for found in run(f"SELECT id FROM {table} WHERE {expected} ORDER BY id{at_most}", **more)]
+        [(live,)] = run(f"SELECT count(*) FROM {table} WHERE _account = $account AND _deleted_at IS NULL")
+        if len(ids) > max(scope.loss_count, scope.loss_share * live):
+            listing.complete = False
+            listing.reason = (
+                f"the listing lacks {len(ids)} of {live} known rows, which looks like an outage rather than a clean-out: nothing "
+                "was marked as gone; look at the account in Contio and sync again"
+            )
+            return []
+        if ids:
+            run(
+                f"""UPDATE {table} SET _missing_since = coalesce(_missing_since, $now)
+                    WHERE _account = $account AND id IN (SELECT unnest($ids::VARCHAR[]))""",
+                ids=ids,
+            )
+        return ids
+
+    def settle(
+        self,
+        stream: Stream,
+        account: str,
+        *,
+        gone: Mapping[str, str],
+        found: Iterable[str] = (),
+        blind: Iterable[str] = (),
+        run_id: str,
+        now: datetime,
+    ) -> int:
+        """Say what became of missing rows: one transaction.
+
+        Args:
+            stream: whose rows.
+            account: through which they were asked for.
+            gone: id -> reason; these get `_deleted_at`.
+            found: ids of rows that exist after all.
+            blind: ids of rows that exist, with a date that the listing should have covered.
+            run_id: goes to the history.
+            now: goes to `_deleted_at`.
+
+        Returns:
+            How many rows are gone that were not before.
+        """
+        table = stream.table.full_name
+        mine = "_account = ? AND id IN (SELECT unnest(?::VARCHAR[]))"
+        with self.transaction() as connection:
+            for ids, value in ((list(found), "_window_blind"), (list(blind), "true")):
+                if ids:
+                    connection.execute(
+                        f"UPDATE {table} SET _missing_since = NULL, _window_blind = {value} WHERE {mine}",
+                        [account, ids],
+                    )
+            if not gone:
+                return 0
+            live = f"{mine} AND _deleted_at IS NULL"
+            payload = ", ".join(_name(column.name) for column in stream.payload_columns)
+            connection.execute(
+                f"""INSERT INTO {stream.history.full_name} BY NAME
+                    SELECT {payload}, _account, 'delete' AS _operation, ? AS _changed_at, ? AS _run_id
+                    FROM {table} WHERE {live}""",
+                [now, run_id, account, list(gone)],
+            )
+            [(count,)] = connection.execute(
+                f"SELECT count(*) FROM {table} WHERE {live}", [account, list(gone)]
+            ).fetchall()
+            for reason in sorted(set(gone.values())):
+                ids = [identity for identity, why in gone.items() if why == reason]
+                connection.execute(
+                    f"UPDATE {table} SET _deleted_at = ?, _gone_reason = ?, _missing_since = NULL WHERE {live}",
+                    [now, reason, account, ids],
+                )
+        return int(count)
+
+    def remember_alias(self, account: str, identity: str, target: str, now: datetime) -> None:
+        """Record that one meeting redirects to another."""
+        with self.transaction() as connection:
+            connection.execute(
+                f"DELETE FROM {MEETING_ALIASES.full_name} WHERE _account = ? AND id = ?", [account, identity]
+            )
+            connection.execute(
+                f"INSERT INTO {MEETING_ALIASES.full_name} VALUES (?, ?, ?, ?)",
+                [account, identity, target, now],
+            )
+
+    def explain_lost_access(self, since: datetime) -> None:
+        """Rows confirmed to be gone since then that another account still reads are not deleted: access was lost."""
+        with self.transaction() as connection:
+            for stream in self.streams:
+                table = stream.table.full_name
+                connection.execute(
+                    f"""UPDATE {table} SET _gone_reason = 'access_lost'
+                        WHERE _deleted_at >= ? AND _gone_reason = 'not_found' AND id IN (
+                            SELECT id FROM {table} WHERE _deleted_at IS NULL AND _missing_since IS NULL)""",
+                    [since],
+                )
+
+    def put_window(
+        self, account: str, stream: str, window: Window, listing: Listing, run_id: str, now: datetime
+    ) -> None:
+        """Replace the window's row in `ops.windows`."""
+        with self.transaction() as connection:
+            self._put_window(connection, account, stream, window, listing, run_id, now)
+
+    def _put_window(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        account: str,
+        stream: str,
+        window: Window,
+        listing: Listing,
+        run_id: str,
+        now: datetime,
+    ) -> None:
+        connection.execute(
+            f"""DELETE FROM {WINDOWS.full_name} WHERE account = ? AND stream = ?
+                AND window_start IS NOT DISTINCT FROM ?::TIMESTAMPTZ AND window_end IS NOT DISTINCT FROM ?::TIMESTAMPTZ""",
+            [account, stream, window.start, window.end],
+        )
+        row = {
+            "account": account,
+            "stream": stream,
+            "window_start": window.start,
+            "window_end": window.end,
+            "rows": listing.rows,
+            "total": listing.total,
+            "requests": listing.requests,
+            "complete": listing.complete and not listing.missing,
+            "reason": listing.reason,
+            "quarantined": listing.quarantined,
+            "missing": listing.missing,
+            "outside": listing.outside,
+            "listed_at": now,
+            "run_id": run_id,
+        }
+        insert(connection, WINDOWS, row)
+
+    # Questions of a sync ------------------------------------------------------------------------------------------------
+
+    def live_ids(
+        self,
+        stream: Stream,
+        account: str,
+        *,
+        dates: tuple[datetime, datetime] | None,
+        changed_since: datetime,
+    ) -> list[str]:
+        """Ids of live rows, sorted; with `dates` only those dated inside or changed since."""
+        sql = f"SELECT id FROM {stream.table.full_name} WHERE _account = ? AND _deleted_at IS NULL"
+        values: list[Any] = [account]
+        if dates:
+            date_field = _name(stream.date_field)
+            sql += f" AND (({date_field} >= ? AND {date_field} < ?) OR _changed_at >= ?)"
+            values += [*dates, changed_since]
+        return [str(found[0]) for found in self.connection.execute(f"{sql} ORDER BY id", values).fetchall()]
+
+    def parents_of(self, stream: Stream, account: str, ids: Sequence[str]) -> dict[str, str]:
+        """Id -> id of the parent under which it was listed."""
+        sql = f"SELECT id, _parent_id FROM {stream.table.full_name} WHERE _account = ? AND id IN (SELECT unnest(?::VARCHAR[]))"
+        return dict(self.connection.execute(sql, [account, list(ids)]).fetchall())
+
+    def orphans(self, stream: Stream, account: str) -> list[str]:
+        """Ids of live rows whose parent is confirmed to be gone."""
+        parent = stream_named(stream.parent or "", self.streams).table.full_name
+        sql = f"""SELECT c.id FROM {stream.table.full_name} c JOIN {parent} p ON p._account = c._account AND p.id = c._parent_id
+            WHERE c._account = ? AND c._deleted_at IS NULL AND p._deleted_at IS NOT NULL ORDER BY c.id"""
+        return [str(found[0]) for found in self.connection.execute(sql, [account]).fetchall()]
+
+    def contents_state(self, stream: Stream, account: str) -> list[dict[str, Any]]:
+        """Every live document of the account, with what is known of its bytes (NULL where nothing is)."""
+        version = f"d.{_name(stream.version_field)}" if stream.version_field else "NULL::TIMESTAMPTZ"
+        return self.query(
+            f"""SELECT d.id, d._parent_id AS parent_id, d._hash AS row_hash, d.{_name(stream.status_field or "")} AS status,
+                {version} AS changed, c.state, c._version AS stored_version, c.sha256, c.size_bytes, c.content_type, c.filename,
+                c.fetched_at
+                FROM {stream.table.full_name} d
+                LEFT JOIN {DOCUMENT_CONTENTS.full_name} c ON c._account = d._account AND c.id = d.id
+                WHERE d._account = ? AND d._deleted_at IS NULL ORDER BY d.id""",
+            [account],
+        )
+
+    def stored_elsewhere(self, stream: Stream, account: str) -> dict[tuple[str, str], dict[str, Any]]:
+        """(id, version) -> the row of `raw.document_contents` of another account that stored the same bytes."""
+        rows = self.query(
+            f"""SELECT * EXCLUDE (_account) FROM {DOCUMENT_CONTENTS.full_name} WHERE _account <> $1 AND state = 'stored'
+                AND id IN (SELECT id FROM {stream.table.full_name} WHERE _account = $1)""",
+            [account],
+        )
+        return {(row["id"], row["_version"]): row for row in rows}
+
+    # Everything else ----------------------------------------------------------------------------------------------------
+
+    def put_profile(self, account: str, batch: Batch, now: datetime) -> None:
+        """Store the profile of the account's user, when it changed."""
+        [row] = batch.rows.to_pylist()
+        with self.transaction() as connection:
+            found = self.query(f"SELECT _hash, _first_seen_at FROM {ACCOUNTS.full_name} WHERE _account = ?", [account])
+            if found and found[0]["_hash"] == row["_hash"]:
+                return
+            connection.execute(f"DELETE FROM {ACCOUNTS.full_name} WHERE _account = ?", [account])
+            first = found[0]["_first_seen_at"] if found else now
+            insert(connection, ACCOUNTS, row | {"_account": account, "_first_seen_at": first, "_changed_at": now})
+
+    def put_contents(self, account: str, contents: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the rows of `raw.document_contents` for these ids: columns as declared, without `_account`."""
+        with self.transaction() as connection:
+            connection.execute(
+                f"DELETE FROM {DOCUMENT_CONTENTS.full_name} WHERE _account = ? AND id IN (SELECT unnest(?::VARCHAR[]))",
+                [account, [content["id"] for content in contents]],
+            )
+            for content in contents:
+                insert(connection, DOCUMENT_CONTENTS, {**content, "_account": account})
+
+    def assumption_holds(self, account: str, stream: Stream) -> bool:
+        """Whether the API's date filter is still believed to mean the stream's `date_field`."""
+        found = self.query(
+            f"SELECT holds FROM {ASSUMPTIONS.full_name} WHERE account = ? AND stream = ?",
+            [account, stream.name],
+        )
+        return not found or bool(found[0]["holds"])
+
+    def put_assumption(self, account: str, stream: Stream, *, holds: bool, now: datetime) -> None:
+        """Record what was observed of the date filter."""
+        with self.transaction() as connection:
+            connection.execute(
+                f"DELETE FROM {ASSUMPTIONS.full_name} WHERE account = ? AND stream = ?",
+                [account, stream.name],
+            )
+            row = {
+                "account": account,
+                "stream": stream.name,
+                "field": stream.date_field,
+                "holds": holds,
+                "observed_at": now,
+            }
+            insert(connection, ASSUMPTIONS, row)
+
+    def put_run(self, run: Mapping[str, Any]) -> None:
+        """Write the sync's row of `ops.runs`, or replace it."""
+        with self.transaction() as connection:
+            connection.execute(f"DELETE FROM {RUNS.full_name} WHERE run_id = ?", [run["run_id"]])
+            insert(connection, RUNS, run)
+
+
+Run = Callable[..., list[tuple[Any, ...]]]
+"""Runs one statement with the bound values that it names."""
+
+
+class Stage:
+    """Rows of one listing, in a temporary table, so that memory does not grow with the listing.
+
+    A listing that had to be read again has several passes: a complete one is its last pass alone, an incomplete one is
+    everything that was seen.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, stream: Stream) -> None:
+        self.stream = stream
+        self._connection = connection
+        self._pass = 0
+        self._sequence = 0
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows_waiting = 0
+        columns = _column_list(stream.payload_columns)
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE staged ({columns}, _pass BIGINT, _sequence BIGINT)")
+        connection.execute(
+            """CREATE OR REPLACE TEMP TABLE staged_broken
+               (key VARCHAR, has_id BOOLEAN, reason VARCHAR, raw VARCHAR, _parent_id VARCHAR, _pass BIGINT)"""
+        )
+
+    def begin_pass(self) -> None:
+        """What is added from now on is a new reading of the same list."""
+        self._pass += 1
+
+    def add(self, batch: Batch, parent_id: str | None = None) -> None:
+        """Take decoded rows, in the order in which the API sent them."""
+        count = batch.rows.num_rows
+        if count:
+            extra: dict[str, Any] = {
+                "_pass": pa.repeat(pa.scalar(self._pass, pa.int64()), count),
+                "_sequence": pa.array(range(self._sequence, self._sequence + count), pa.int64()),
+            }
+            if self.stream.parent:
+                extra["_parent_id"] = pa.repeat(pa.scalar(parent_id, pa.string()), count)
+            self._waiting.append(
+                pa.RecordBatch.from_arrays(
+                    [*batch.rows.columns, *extra.values()], names=[*batch.rows.schema.names, *extra]
+                )
+            )
+            self._sequence += count
+            self._rows_waiting += count
+            if self._rows_waiting >= _FLUSH_ROWS:
+                self.flush()
+        for row in batch.broken:
+            self._connection.execute(
+                "INSERT INTO staged_broken VALUES (?, ?, ?, ?, ?, ?)",
+                [row.key, row.has_id, row.reason, row.raw, parent_id, self._pass],
+            )
+
+    def flush(self) -> None:
+        """Move what waits into the temporary table."""
+        if self._waiting:
+            rows = pa.Table.from_batches(self._waiting)
+            self._connection.register("_rows_in", rows)
+            self._connection.execute("INSERT INTO staged BY NAME SELECT * FROM _rows_in")
+            self._connection.unregister("_rows_in")
+            self._waiting, self._rows_waiting = [], 0
+
+    def distinct(self) -> int:
+        """How many different rows the current pass has seen, broken ones included."""
+        self.flush()
+        [(count,)] = self._connection.execute(
+            """SELECT count(*) FROM (SELECT id FROM staged WHERE _pass = $1
+               UNION SELECT key FROM staged_broken WHERE _pass = $1)""",
+            [self._pass],
+        ).fetchall()
+        return int(count)
+
+    def broken(self) -> tuple[int, int]:
+        """How many different broken rows the current pass has seen, and how many of them without an id."""
+        [(count, without)] = self._connection.execute(
+            "SELECT count(DISTINCT key), count(DISTINCT key) FILTER (NOT has_id) FROM staged_broken WHERE _pass = ?",
+            [self._pass],
+        ).fetchall()
+        return int(count), int(without)
+
+    def choose(self, *, whole: bool) -> None:
+        """Make the tables `chosen` (one row per id: the newest version, of equals the last seen) and `chosen_broken`."""
+        passes = f"_pass = {self._pass}" if whole else "true"
+        version = f"{_name(self.stream.version_field)} DESC NULLS LAST, " if self.stream.version_field else ""
+        self._connection.execute(f"""
+            CREATE OR REPLACE TEMP TABLE chosen AS SELECT * EXCLUDE (_pass, _sequence) FROM staged WHERE {passes}
+            QUALIFY row_number() OVER (PARTITION BY id ORDER BY {version}_sequence DESC) = 1""")
+        self._connection.execute(f"""
+            CREATE OR REPLACE TEMP TABLE chosen_broken AS SELECT * FROM staged_broken WHERE {passes}
+            AND key NOT IN (SELECT id FROM chosen)
+            QUALIFY row_number() OVER (PARTITION BY key ORDER BY _pass DESC) = 1""")
+
+
+def insert(connection: duckdb.DuckDBPyConnection, table: Table, row: Mapping[str, Any]) -> None:
+    """Insert one row; a declared column that it does not name is NULL."""
+    names = [column.name for column in table.columns if column.name in row]
+    connection.execute(
+        f"INSERT INTO {table.full_name} ({', '.join(map(_name, names))}) VALUES ({', '.join('?' * len(names))})",
+        [row[name] for name in names],
+    )
+
+
+def _take_lock(data_dir: Path) -> int:
+    """The descriptor that holds the data folder's writer lock until it is closed."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(data_dir / ".writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(
+            f"the data folder {data_dir} cannot be written ({error.strerror}): set CONTIO_DATA_DIR"
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 40, 0).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise WarehouseBusy(
+            f"another contio-pipeline (process {holder or 'unknown'}) is writing to {data_dir}: wait until it has finished"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_suffix(".part")
+    shutil.copyfile(source, temporary)
+    temporary.chmod(0o600)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)
+
+
+def _name(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _column_list(columns: Sequence[Column]) -> str:
+    return ", ".join(f"{_name(column.name)} {SQL_TYPES[column.kind]}" for column in columns)
