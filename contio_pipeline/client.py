@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential, wait_random
 
 from contio_pipeline import __version__
 from contio_pipeline.auth import AccountAuth, TokenStore
@@ -47,6 +47,7 @@ IN_FLIGHT = 8
 """Requests at once: one reused connection exceeds the API's limit six times already, so this only hides latency."""
 
 _BROKEN_ANSWER_TRIES = 3
+_BACK_OFF = wait_exponential(multiplier=0.5, max=60) + wait_random(0, 0.5)
 _OAUTH_REQUESTS = 100  # per five minutes, the vendor's own limit on the token endpoint
 _OAUTH_WINDOW = 300.0
 _SLOWEST_DOWNLOAD = 1024.0  # bytes a second, averaged over one timeout
@@ -285,7 +286,7 @@ class Client:
         """Seconds until the next try: what the server asked for, else exponential with jitter."""
         error = state.outcome.exception() if state.outcome else None
         asked = error.retry_after if isinstance(error, Transient) else None
-        pause = wait_exponential_jitter(initial=0.5, max=60, jitter=0.5)(state) if asked is None else asked
+        pause = _BACK_OFF(state) if asked is None else asked
         if isinstance(error, Throttled):
             self._add(throttled=1)
             self._budget.hold(pause)

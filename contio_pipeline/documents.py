@@ -21,7 +21,8 @@ class Incoming:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         incoming = folder / "incoming"
-        incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for part in (folder, incoming):
+            part.mkdir(exist_ok=True, mode=0o700)
         descriptor, name = tempfile.mkstemp(dir=incoming)
         self._file = os.fdopen(descriptor, "wb")
         self._path = Path(name)
@@ -41,7 +42,8 @@ class Incoming:
         self._file.close()
         digest = self._hash.hexdigest()
         target = path_of(self._folder, digest)
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for part in (target.parent.parent, target.parent):
+            part.mkdir(exist_ok=True, mode=0o700)
         self._path.replace(target)
         for folder in (target.parent, target.parent.parent, self._folder):
             descriptor = os.open(folder, os.O_RDONLY)

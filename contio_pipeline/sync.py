@@ -270,7 +270,7 @@ class _Sync:
         self.store.clear_incoming()
         for account in accounts:
             self._account(account)
-        self.warehouse.explain_lost_access(self.report.started_at)
+        self.warehouse.explain_lost_access(accounts, self.report.started_at)
         self._put_run(finished=True)
         self.listener.publishing()
         self.report.generation, self.report.new_generation = publish(self.warehouse, datetime.now(UTC))

@@ -536,16 +536,22 @@ class Warehouse:
                 [account, identity, target, now],
             )
 
-    def explain_lost_access(self, since: datetime) -> None:
-        """Rows confirmed to be gone since then that another account still reads are not deleted: access was lost."""
+    def explain_lost_access(self, accounts: Sequence[str], since: datetime) -> None:
+        """Rows confirmed to be gone since then that another of these accounts still reads are not deleted: access was lost.
+
+        Args:
+            accounts: those that were synced just now; of others nobody knows whether they still read a row.
+            since: when that sync began.
+        """
         with self.transaction() as connection:
             for stream in self.streams:
                 table = stream.table.full_name
                 connection.execute(
                     f"""UPDATE {table} SET _gone_reason = 'access_lost'
-                        WHERE _deleted_at >= ? AND _gone_reason = 'not_found' AND id IN (
-                            SELECT id FROM {table} WHERE _deleted_at IS NULL AND _missing_since IS NULL)""",
-                    [since],
+                        WHERE _deleted_at >= $1 AND _gone_reason = 'not_found' AND id IN (
+                            SELECT id FROM {table} WHERE _deleted_at IS NULL AND _missing_since IS NULL
+                            AND _account IN (SELECT unnest($2::VARCHAR[])))""",
+                    [since, list(accounts)],
                 )
 
     def put_window(

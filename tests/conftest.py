@@ -1,0 +1,103 @@
+"""What several test modules share: a clean environment, and a place with a sandbox, accounts and folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from contio_pipeline.auth import Tokens, TokenStore
+from contio_pipeline.publish import current
+from contio_pipeline.sandbox.server import Sandbox
+from contio_pipeline.sandbox.world import World
+from contio_pipeline.settings import Settings, load_settings
+from contio_pipeline.sync import SyncReport, sync
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine reaches a test, and no test writes outside its own folder."""
+    for name in list(os.environ):
+        if name.startswith("CONTIO_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@dataclass
+class Place:
+    """A sandbox server with its accounts added, and the folders of one installation."""
+
+    world: World
+    sandbox: Sandbox
+    folder: Path
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        values = {
+            "api_url": self.sandbox.api_url,
+            "token_url": self.sandbox.token_url,
+            "client_id": self.world.client_id,
+            "client_secret": self.world.client_secret,
+            "data_dir": self.folder / "data",
+            "state_dir": self.folder / "state",
+            "rate_limit": 1_000_000,
+            "retry_seconds": 2,
+            "calendar_start": "2025-06-01",
+            "calendar_end": "2027-06-01",
+        }
+        return load_settings(**(values | self.overrides))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same settings for a command in a process of its own."""
+        values = self.settings.model_dump(exclude_none=True)
+        values["client_secret"] = self.world.client_secret
+        return {**os.environ, **{f"CONTIO_{name.upper()}": str(value) for name, value in values.items()}}
+
+    def add_accounts(self) -> None:
+        store = TokenStore(self.settings.state_dir)
+        for name in self.world.accounts:
+            store.write(name, Tokens(self.sandbox.login(name)))
+
+    def sync(self, **options: Any) -> SyncReport:
+        return sync(self.settings, **options)
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Ask the current generation; cast times to text, for they come back as numbers of no zone otherwise."""
+        with duckdb.connect(current(self.settings.data_dir).database, read_only=True) as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            return connection.execute(sql).fetchall()
+
+    def asked(self, ending: str = "") -> list[str]:
+        """Paths of the API requests so far that end so, in order."""
+        return [request.path for request in self.sandbox.requests if request.path.endswith(ending)]
+
+
+@pytest.fixture
+def new_place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
+    """Make a place: keyword arguments of World and Sandbox, by their own names."""
+    running: list[Sandbox] = []
+
+    def make(*, meetings: int = 40, accounts: int = 3, seed: int = 1, **server: Any) -> Place:
+        world = World(meetings=meetings, accounts=accounts, seed=seed)
+        sandbox = Sandbox(world, **{"rate_limit": 1_000_000, "oauth_limit": 1_000_000, **server}).start()
+        running.append(sandbox)
+        place = Place(world, sandbox, tmp_path / f"place{len(running)}")
+        place.add_accounts()
+        return place
+
+    yield make
+    for sandbox in running:
+        sandbox.stop()
+
+
+@pytest.fixture
+def place(new_place: Callable[..., Place]) -> Place:
+    """The usual place: three accounts, forty meetings."""
+    return new_place()
