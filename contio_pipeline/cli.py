@@ -9,17 +9,18 @@ Exit codes: 0 complete; 1 something is not complete or failed; 2 usage or config
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import logging
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 import typer
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from contio_pipeline.settings import Settings
     from contio_pipeline.sync import StreamReport, SyncReport
+
+F = TypeVar("F", bound=Callable[..., None])
 
 log = logging.getLogger("contio_pipeline")
 
@@ -45,6 +48,16 @@ app = typer.Typer(
 )
 accounts_app = typer.Typer(help="Add, list and remove the Contio users whose data is synced.", no_args_is_help=True)
 app.add_typer(accounts_app, name="accounts")
+
+
+def _command(group: typer.Typer, name: str | None = None) -> Callable[[F], F]:
+    """Register a command whose help is its docstring, each paragraph flowing to the width of the terminal."""
+
+    def register(function: F) -> F:
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        return group.command(name, help="\n\n".join(" ".join(part.split("\n")) for part in paragraphs))(function)
+
+    return register
 
 
 class Format(StrEnum):
@@ -119,7 +132,7 @@ def _common(
 # Syncing --------------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@_command(app)
 def sync(
     since: Annotated[
         str | None,
@@ -281,7 +294,7 @@ class _Progress:
 # Reading what is published --------------------------------------------------------------------------------------------
 
 
-@app.command()
+@_command(app)
 def status(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback does the work
     """Show what is published: how fresh and how complete each account and stream is.
 
@@ -323,7 +336,7 @@ _STATUS = {
 }
 
 
-@app.command()
+@_command(app)
 def query(
     sql: Annotated[
         str, typer.Argument(help="One SQL statement; tables are raw.<stream> and ops.<table>.", metavar="SQL")
@@ -416,7 +429,7 @@ def _print(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
-@app.command()
+@_command(app)
 def publish(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback does the work
     """Publish what the warehouse holds; every sync does it, so this is for after an interrupted one."""
     from contio_pipeline.publish import publish as make_generation
@@ -434,7 +447,7 @@ def publish(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback do
 # Accounts -------------------------------------------------------------------------------------------------------------
 
 
-@accounts_app.command("add")
+@_command(accounts_app, "add")
 def accounts_add(
     name: Annotated[str, typer.Argument(help="How you want to call the account, e.g. sales or ana@example.com.")],
     refresh_token_stdin: Annotated[
@@ -491,7 +504,7 @@ def _try_account(settings: Settings, name: str) -> str:
     return f"{profile.get('display_name') or 'no name'} <{profile.get('email') or 'no e-mail'}>"
 
 
-@accounts_app.command("list")
+@_command(accounts_app, "list")
 def accounts_list(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback does the work
     """List the accounts, their scopes, and when their consent ends unless it is renewed by a sync."""
     from contio_pipeline.auth import TokenStore
@@ -509,7 +522,7 @@ def accounts_list(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callb
         print("No accounts yet. Add one: contio-pipeline accounts add NAME --refresh-token-stdin")
 
 
-@accounts_app.command("remove")
+@_command(accounts_app, "remove")
 def accounts_remove(
     name: Annotated[str, typer.Argument(help="The account.")],
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
@@ -525,7 +538,7 @@ def accounts_remove(
 # Trying it ------------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@_command(app)
 def demo(
     folder: Annotated[Path, typer.Option(help="Where to publish; its state goes beside it.")] = Path("data/demo"),
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
@@ -545,7 +558,8 @@ def demo(
         print(f"\n{question}\n")
         names, rows, _kinds = _ask(report.generation.database, sql)
         _print(_table(names, rows))
-    program = "contio-pipeline" if shutil.which("contio-pipeline") else os.path.relpath(sys.argv[0])
+    beside_python = Path(sys.executable).with_name("contio-pipeline")
+    program = "contio-pipeline" if shutil.which("contio-pipeline") else os.path.relpath(beside_python)
     print(
         f"""
 Where things are
@@ -561,7 +575,7 @@ What to do next
     )
 
 
-@app.command()
+@_command(app)
 def sandbox(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 picks a free one.", min=0, max=65535)] = 0,
     seed: Annotated[int, typer.Option(help="The same seed makes the same data.")] = 1,

@@ -445,6 +445,7 @@ META = Table(
     "meta",
     "What the warehouse is: api_origin and schema_version.",
     _columns(key=("text", "Which fact."), value=("text", "The fact.")),
+    volatile=("key", "value"),
 )
 
 

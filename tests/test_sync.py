@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from conftest import Place
+from truth import check
+
 from contio_pipeline.auth import TokenStore
 from contio_pipeline.errors import ConfigError
 from contio_pipeline.publish import current
@@ -18,7 +19,6 @@ from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.streams import STREAMS, Column, Stream
 from contio_pipeline.sync import StreamReport, SyncReport
 from contio_pipeline.warehouse import Window
-from truth import check
 
 NewPlace = Callable[..., Place]
 

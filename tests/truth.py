@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 def instant(text: str | None) -> datetime | None:
     """The instant that an API time names, to the microsecond; None where it names none."""
-    if text is None or "T" not in text or text[-1:] not in "Zz" and text[-6] not in "+-":
+    if text is None or "T" not in text or (text[-1:] not in "Zz" and text[-6] not in "+-"):
         return None
     body, minutes = (text[:-1], 0) if text[-1] in "Zz" else (text[:-6], _minutes(text[-6:]))
     seconds, _, fraction = body.partition(".")

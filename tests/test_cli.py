@@ -1,0 +1,295 @@
+"""The command line as a person or a scheduler uses it: real processes, a real server."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Place
+from truth import check
+
+from contio_pipeline.auth import TokenStore
+from contio_pipeline.sandbox.server import Fault
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+NO_SETTINGS = {name: value for name, value in os.environ.items() if not name.startswith("CONTIO_")}
+
+
+def call(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "contio_pipeline", *arguments],
+        env=NO_SETTINGS if env is None else env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        **options,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def test_sync_status_and_query_agree_with_the_api(place: Place) -> None:
+    done = call("sync", env=place.environment)
+    assert done.returncode == 0, done.stderr
+    check(place.world, place.settings)
+    assert "context_documents" in done.stdout
+    assert "rows changed" in done.stdout
+    assert "Published" in done.stdout
+
+    again = call("sync", env=place.environment)
+    assert again.returncode == 0
+    assert "Nothing changed" in again.stdout
+
+    status = call("status", env=place.environment)
+    assert status.returncode == 0
+    assert "document_contents" in status.stdout
+    assert "What is not complete" not in status.stdout
+
+    count = call("query", "SELECT count(*) AS n FROM raw.meetings", "--format", "json", env=place.environment)
+    assert json.loads(count.stdout) == [{"n": sum(len(place.world.items(a, "meetings")) for a in place.world.accounts)}]
+
+
+def test_query_prints_tables_csv_and_json(place: Place) -> None:
+    place.sync(accounts=["ana"], documents=False)
+    sql = "SELECT id, title, start_time, _extra, organizer FROM raw.calendar_events ORDER BY start_time, id LIMIT 3"
+    rows = json.loads(call("query", sql, "--format", "json", env=place.environment).stdout)
+    assert len(rows) == 3
+    assert rows[0]["start_time"].endswith("+00:00")
+    assert isinstance(rows[1]["organizer"] or {}, dict)
+    table = list(csv.DictReader(io.StringIO(call("query", sql, "--format", "csv", env=place.environment).stdout)))
+    assert [row["id"] for row in table] == [row["id"] for row in rows]
+    printed = call("query", sql, env=place.environment).stdout
+    assert all(row["id"] in printed for row in rows)
+    empty = call("query", "SELECT 1 AS one WHERE false", "--format", "json", env=place.environment)
+    assert json.loads(empty.stdout) == []
+
+
+def test_query_cannot_write_and_says_what_is_wrong_with_a_query(place: Place) -> None:
+    place.sync(accounts=["ana"], streams=["meetings"])
+    for sql in ("DELETE FROM raw.meetings", "CREATE TABLE x (i INT)", "SELECT * FROM raw.nonsense", "SELEC"):
+        done = call("query", sql, env=place.environment)
+        assert done.returncode == 2, sql
+        assert done.stderr.startswith("Error: ")
+    assert place.query("SELECT count(*) FROM raw.meetings")[0][0] > 0
+
+
+def test_before_anything_is_published_each_command_says_what_to_do(tmp_path: Path) -> None:
+    for command in (["status"], ["query", "SELECT 1"]):
+        done = call(*command, cwd=tmp_path)
+        assert done.returncode == 1
+        assert "contio-pipeline sync" in done.stderr
+    done = call("publish", cwd=tmp_path)
+    assert (done.returncode, "no warehouse" in done.stderr) == (2, True)
+    done = call("sync", cwd=tmp_path, env={**NO_SETTINGS, "CONTIO_STATE_DIR": str(tmp_path / "state")})
+    assert (done.returncode, "no accounts yet" in done.stderr) == (2, True)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sync", "--until", "2026-01-01"], "--until needs --since"),
+        (["sync", "--since", "2026-02-01", "--until", "2026-02-01"], "the window is empty"),
+        (["sync", "--since", "2026-02-30"], "--since must be a day"),
+        (["sync", "--since", "2026-02-01T10:00:00"], "--since must be a day"),
+        (["sync", "--stream", "meeting"], "there is no stream 'meeting'; there are: meetings, action_items"),
+        (["accounts", "add", "../x", "--refresh-token-stdin"], "cannot name an account"),
+        (["accounts", "add", "x"], "--refresh-token-stdin"),
+        (["accounts", "remove", "x"], "there is no account 'x'"),
+        (["nonsense"], "No such command"),
+        (["sync", "--nonsense"], "No such option"),
+    ],
+)
+def test_wrong_usage_exits_2_and_says_how(place: Place, arguments: list[str], message: str) -> None:
+    done = call(*arguments, env=place.environment, input="cto_rt_v1_x\n")
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_wrong_setting_names_the_variable_and_the_fix(place: Place) -> None:
+    done = call("sync", env={**place.environment, "CONTIO_RATE_LIMIT": "fast"})
+    assert done.returncode == 2
+    assert "CONTIO_RATE_LIMIT" in done.stderr
+
+
+def test_what_is_not_complete_is_said_with_account_stream_and_remedy(place: Place) -> None:
+    place.sandbox.revoke("bo")
+    done = call("sync", "--stream", "meetings", env=place.environment)
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("Not complete: bo meetings:")]
+    assert "accounts add bo --refresh-token-stdin" in line
+    status = call("status", env=place.environment)
+    assert "What is not complete" in status.stdout
+
+
+def test_retries_are_logged_with_account_stream_and_request_id(place: Place) -> None:
+    body = '{"code": "internal", "error": "boom", "request_id": "req-77"}'
+    place.sandbox.faults.append(Fault(path=r"/action-items$", status=503, body=body))
+    done = call("sync", "--account", "ana", "--stream", "action_items", env=place.environment)
+    assert done.returncode == 0
+    [line] = [line for line in done.stderr.splitlines() if "req-77" in line]
+    assert "ana action_items" in line
+
+
+def test_accounts_are_added_tried_listed_and_removed(place: Place) -> None:
+    store = TokenStore(place.settings.state_dir)
+    for name in place.world.accounts:
+        store.remove(name)
+    token = place.sandbox.login("ana")
+    added = call("accounts", "add", "sales", "--refresh-token-stdin", env=place.environment, input=token + "\n")
+    assert added.returncode == 0, added.stderr
+    assert str(place.world.accounts["ana"].profile["email"]) in added.stdout
+    listed = call("accounts", "list", env=place.environment)
+    assert "sales" in listed.stdout
+    assert place.world.accounts["ana"].user_id in listed.stdout
+    removed = call("accounts", "remove", "sales", env=place.environment)
+    assert removed.returncode == 0
+    assert store.names() == []
+    for done in (added, listed, removed):
+        assert "cto_" not in done.stdout + done.stderr
+
+
+def test_a_refused_token_is_not_kept(place: Place) -> None:
+    done = call("accounts", "add", "dan", "--refresh-token-stdin", env=place.environment, input="cto_rt_v1_wrong\n")
+    assert done.returncode == 1
+    assert "no longer accepted" in done.stderr
+    assert "dan" not in TokenStore(place.settings.state_dir).names()
+    before = TokenStore(place.settings.state_dir).read("ana")
+    call("accounts", "add", "ana", "--refresh-token-stdin", env=place.environment, input="cto_rt_v1_wrong\n")
+    assert TokenStore(place.settings.state_dir).read("ana") == before
+
+
+def test_an_account_can_be_added_while_the_server_is_away(place: Place) -> None:
+    env = {
+        **place.environment,
+        "CONTIO_TOKEN_URL": "http://127.0.0.1:9/oauth2/token",
+        "CONTIO_API_URL": "http://127.0.0.1:9",
+    }
+    done = call("accounts", "add", "later", "--refresh-token-stdin", env=env, input="cto_rt_v1_later\n")
+    assert done.returncode == 0
+    assert "could not be tried yet" in done.stderr
+    assert "later" in TokenStore(place.settings.state_dir).names()
+
+
+def test_no_output_holds_a_secret(place: Place) -> None:
+    place.sandbox.expire_access_tokens()
+    place.sandbox.revoke("bo")
+    done = call("--verbose", "sync", env=place.environment)
+    status = call("status", env=place.environment)
+    for text in (done.stdout, done.stderr, status.stdout, status.stderr):
+        assert "cto_" not in text
+        assert place.world.client_secret not in text
+
+
+def test_two_syncs_at_once_the_second_says_who_is_working(place: Place) -> None:
+    place.sandbox.latency = 0.2
+    first = subprocess.Popen(
+        [sys.executable, "-m", "contio_pipeline", "sync"], env=place.environment, stderr=subprocess.PIPE
+    )
+    assert first.stderr
+    first.stderr.readline()  # a stream is done: it holds the lock
+    second = call("sync", env=place.environment)
+    assert second.returncode == 1
+    assert f"process {first.pid}" in second.stderr
+    place.sandbox.latency = 0
+    assert first.wait(timeout=60) == 0
+    first.stderr.close()
+    check(place.world, place.settings)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_sync_ends_soon_and_the_next_one_completes(place: Place, how: signal.Signals) -> None:
+    place.sandbox.latency = 0.2
+    process = subprocess.Popen(
+        [sys.executable, "-m", "contio_pipeline", "sync"], env=place.environment, stderr=subprocess.PIPE
+    )
+    assert process.stderr
+    process.stderr.readline()
+    process.send_signal(how)
+    _, said = process.communicate(timeout=15)
+    assert process.returncode not in (0, 2)
+    assert b"Traceback" not in said
+    place.sandbox.latency = 0
+    assert call("sync", env=place.environment).returncode == 0
+    check(place.world, place.settings)
+
+
+def test_the_sandbox_command_prints_what_a_client_needs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "contio_pipeline", "sandbox", "--port", "0", "--seed", "3", "--meetings", "20"]
+    process = subprocess.Popen([*command, "--accounts", "2"], stdout=subprocess.PIPE, text=True, env=NO_SETTINGS)
+    assert process.stdout
+    try:
+        ready = json.loads(process.stdout.readline())
+        env = {
+            **NO_SETTINGS,
+            "CONTIO_API_URL": ready["api_url"],
+            "CONTIO_TOKEN_URL": ready["token_url"],
+            "CONTIO_CLIENT_ID": ready["client_id"],
+            "CONTIO_CLIENT_SECRET": ready["client_secret"],
+            "CONTIO_DATA_DIR": str(tmp_path / "data"),
+            "CONTIO_STATE_DIR": str(tmp_path / "state"),
+        }
+        assert len(ready["accounts"]) == 2
+        for name, account in ready["accounts"].items():
+            added = call("accounts", "add", name, "--refresh-token-stdin", env=env, input=account["refresh_token"])
+            assert added.returncode == 0, added.stderr
+        assert call("sync", env=env).returncode == 0
+    finally:
+        process.terminate()
+        assert process.wait(timeout=15) == 0
+        process.stdout.close()
+
+
+def test_the_demo_shows_everything_and_a_second_run_finds_nothing_changed(tmp_path: Path) -> None:
+    first = call("demo", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    for word in ("inserted", "requests", "Where things are", "What to do next", "overdue", "contio.duckdb"):
+        assert word in first.stdout
+    second = call("demo", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert "Nothing changed" in second.stdout
+    assert "Still published" in second.stdout
+    [line] = [line for line in second.stdout.splitlines() if line.startswith("ana") and "document_contents" in line]
+    assert line.split()[-2] == "0"  # requests: nothing was downloaded
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"demo", "demo-state"}
+
+
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in ("sync", "status", "query", "publish", "demo", "sandbox", "accounts"))]
+)
+def test_help_teaches(command: list[str]) -> None:
+    done = call(*command, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout) > 300
+
+
+def modules_of(*arguments: str, env: dict[str, str]) -> set[str]:
+    script = (
+        "import sys; from contio_pipeline.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True, check=True
+    )
+    return set(done.stderr.split())
+
+
+def test_what_a_command_does_not_need_it_does_not_import(place: Place) -> None:
+    place.sync(accounts=["ana"], streams=["meetings"])
+    http = {"httpx", "httpcore", "requests", "urllib3", "aiohttp", "starlette", "uvicorn"}
+    for arguments in (["status"], ["query", "SELECT 1 AS one"]):
+        loaded = modules_of(*arguments, env=place.environment)
+        assert "duckdb" in loaded
+        assert not loaded & (http | {"dagster"})
+    assert "dagster" not in modules_of("sync", "--account", "ana", env=place.environment)
+    assert not modules_of("--help", env=place.environment) & (http | {"duckdb", "pyarrow", "pydantic", "dagster"})

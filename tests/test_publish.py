@@ -1,0 +1,238 @@
+"""Generations: atomic, immutable, collected late, read without a single error while they are made."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from test_warehouse import NOW, ORIGIN, commit
+
+from contio_pipeline import publish as module
+from contio_pipeline.errors import NothingPublished, StorageError
+from contio_pipeline.publish import current, publish
+from contio_pipeline.streams import stream_named
+from contio_pipeline.warehouse import Warehouse
+
+READERS = ("1.2.2", "1.3.2", "1.4.4", "2.0.0")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
+    with Warehouse(tmp_path / "data", origin=ORIGIN) as opened:
+        commit(opened, [row("a", "2026-01-31T23:59:59.9Z"), row("b", "2026-02-01T00:30:00+01:00"), row("c", None)])
+        yield opened
+
+
+def row(identity: str, start_time: str | None, title: str = "t") -> dict[str, Any]:
+    return {"id": identity, "title": title, "start_time": start_time}
+
+
+def parts(folder: Path) -> dict[str, Path]:
+    return {path.parent.name: path for path in (folder / "parquet/raw/meetings").glob("month=*/part.parquet")}
+
+
+def test_a_generation_holds_a_database_a_file_per_utc_month_and_a_manifest(warehouse: Warehouse) -> None:
+    generation, new = publish(warehouse, NOW)
+    assert new
+    assert (warehouse.path.parent / "current").resolve() == generation.folder
+    assert not (warehouse.path.parent / "current").readlink().is_absolute()
+    ids = {
+        month: pq.ParquetFile(path).read().column("id").to_pylist() for month, path in parts(generation.folder).items()
+    }
+    assert ids == {"month=2026-01": ["b", "a"], "month=undated": ["c"]}  # in order of time
+    assert generation.manifest["rows"]["raw.meetings"] == 3
+    assert generation.manifest["versions"]["duckdb"] == duckdb.__version__
+    assert not list(generation.folder.rglob("*.wal"))
+
+
+def test_nothing_changed_makes_no_generation(warehouse: Warehouse) -> None:
+    first, _ = publish(warehouse, NOW)
+    again, new = publish(warehouse, NOW + timedelta(days=3))
+    assert (again, new) == (first, False)
+
+
+def test_a_sync_that_found_nothing_is_published_once_the_last_account_of_it_is_old(warehouse: Warehouse) -> None:
+    first, _ = publish(warehouse, NOW)
+    warehouse.put_run({"run_id": "r", "started_at": NOW + timedelta(minutes=1)})
+    assert publish(warehouse, NOW + timedelta(minutes=30)) == (first, False)
+    _, new = publish(warehouse, NOW + timedelta(minutes=61))
+    assert new
+
+
+def test_any_change_makes_a_new_generation_and_only_its_month_is_written_anew(warehouse: Warehouse) -> None:
+    first, _ = publish(warehouse, NOW)
+    commit(warehouse, [row("c", None, "changed")], complete=False)
+    second, new = publish(warehouse, NOW + timedelta(minutes=1))
+    assert new
+    before, after = parts(first.folder), parts(second.folder)
+    assert before["month=2026-01"].stat().st_ino == after["month=2026-01"].stat().st_ino
+    assert before["month=undated"].stat().st_ino != after["month=undated"].stat().st_ino
+    assert pq.ParquetFile(before["month=undated"]).read().column("title").to_pylist() == ["t"]
+    assert pq.ParquetFile(after["month=undated"]).read().column("title").to_pylist() == ["changed"]
+
+
+def test_a_deletion_alone_is_a_change(warehouse: Warehouse) -> None:
+    publish(warehouse, NOW)
+    warehouse.settle(stream_named("meetings"), "ana", gone={"a": "not_found"}, run_id="run", now=NOW)
+    generation, new = publish(warehouse, NOW)
+    assert new
+    table = pq.ParquetFile(parts(generation.folder)["month=2026-01"]).read()
+    assert (
+        dict(zip(table.column("id").to_pylist(), table.column("_gone_reason").to_pylist(), strict=True))["a"]
+        == "not_found"
+    )
+
+
+def test_a_replaced_generation_stays_a_day_and_no_longer(warehouse: Warehouse) -> None:
+    folders = []
+    for number, hours in enumerate((0, 5, 28, 30)):
+        commit(warehouse, [row("a", None, f"version {number}")], complete=False)
+        folders.append(publish(warehouse, NOW + timedelta(hours=hours))[0].folder)
+    assert [folder.exists() for folder in folders] == [False, True, True, True]
+
+
+def test_what_a_killed_publish_left_behind_is_removed_and_the_current_one_stays(warehouse: Warehouse) -> None:
+    data = warehouse.path.parent
+    first, _ = publish(warehouse, NOW)
+    (data / "staging" / "half").mkdir(parents=True)
+    (data / "staging" / "half" / "contio.duckdb").write_bytes(b"half")
+    (data / ".current-abc").symlink_to("generations/nowhere")
+    never = data / "generations" / "20991231T000000.000000Z-abcdef"
+    never.mkdir()
+    assert publish(warehouse, NOW)[0] == first
+    assert not (data / "staging").exists()
+    assert not (data / ".current-abc").is_symlink()
+    assert not never.exists()
+    assert current(data) == first
+
+
+def test_a_clock_set_back_neither_hides_nor_removes_a_generation(warehouse: Warehouse) -> None:
+    first, _ = publish(warehouse, NOW)
+    commit(warehouse, [row("a", None, "later")], complete=False)
+    second, _ = publish(warehouse, NOW - timedelta(days=10))
+    assert current(warehouse.path.parent) == second
+    assert second.name > first.name
+    commit(warehouse, [row("a", None, "later still")], complete=False)
+    publish(warehouse, NOW - timedelta(days=9))
+    assert first.folder.exists()
+    assert second.folder.exists()
+
+
+def test_a_full_disk_leaves_the_current_generation_as_it_was(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = publish(warehouse, NOW)
+    commit(warehouse, [row("a", None, "changed")], complete=False)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.shutil, "copyfile", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        publish(warehouse, NOW)
+    assert current(warehouse.path.parent) == first
+    monkeypatch.undo()
+    assert publish(warehouse, NOW)[1]
+
+
+def test_nothing_published_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(NothingPublished, match="contio-pipeline sync"):
+        current(tmp_path)
+
+
+@pytest.mark.parametrize("version", READERS)
+def test_the_published_file_opens_in_duckdb(warehouse: Warehouse, version: str) -> None:
+    generation, _ = publish(warehouse, NOW)
+    library = ROOT / ".venv" / f"duckdb-{version}"
+    assert (library / "duckdb").is_dir(), f"run make test, which installs DuckDB {version} to read with"
+    script = """
+        import duckdb, json, sys
+        con = duckdb.connect(sys.argv[1], read_only=True)
+        assert duckdb.__version__ == sys.argv[2], duckdb.__version__
+        rows = con.execute("SELECT id, title, epoch_us(start_time), _extra FROM raw.meetings ORDER BY id").fetchall()
+        comments = con.execute("SELECT count(*) FROM duckdb_columns() WHERE comment IS NOT NULL").fetchall()
+        parquet = con.execute("SELECT count(*), count(DISTINCT month) FROM read_parquet(?, hive_partitioning = true)",
+                              [sys.argv[3]]).fetchall()
+        print(json.dumps([rows, comments[0][0] > 100, parquet]))
+        """
+    folder = generation.folder / "parquet/raw/meetings/*/part.parquet"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(generation.database), version, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(library)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    january = int(datetime(2026, 1, 31, 23, 59, 59, 900_000, tzinfo=UTC).timestamp() * 1_000_000)
+    assert f'["a", "t", {january}, null]' in done.stdout
+    assert done.stdout.endswith("true, [[3, 2]]]\n")
+
+
+READER = """
+    import sys, time, duckdb, glob, os
+    from pathlib import Path
+    data, stop = Path(sys.argv[1]), Path(sys.argv[2])
+    reads = 0
+    print("ready", flush=True)
+    while not stop.exists() or reads == 0:
+        folder = (data / "current").resolve()
+        with duckdb.connect(folder / "contio.duckdb", read_only=True) as con:
+            titles = con.execute("SELECT DISTINCT title FROM raw.meetings").fetchall()
+            history = con.execute("SELECT count(*) FROM raw.meetings_history").fetchall()[0][0]
+            parquet = con.execute("SELECT DISTINCT title FROM read_parquet(?)",
+                                  [str(folder / "parquet/raw/meetings/*/part.parquet")]).fetchall()
+        # Every publish retitles all rows at once: two titles, or tables that disagree, would be a torn read.
+        assert len(titles) == 1 and titles == parquet, (titles, parquet)
+        assert history == 40 * (int(titles[0][0]) + 1), (titles, history)
+        reads += 1
+    print(reads)
+    """
+
+
+def test_readers_in_a_loop_see_no_error_and_no_torn_state_while_publishes_happen(tmp_path: Path) -> None:
+    data, stop = tmp_path / "data", tmp_path / "stop"
+    with Warehouse(data, origin=ORIGIN) as opened:
+
+        def retitle(number: int) -> None:
+            commit(opened, [row(str(k), f"2026-{k % 12 + 1:02}-01T00:00:00Z", str(number)) for k in range(40)])
+            publish(opened, datetime.now(UTC))
+
+        retitle(0)
+        command = [sys.executable, "-c", textwrap.dedent(READER), str(data), str(stop)]
+        readers = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+        ]
+        try:
+            for reader in readers:
+                assert reader.stdout
+                assert reader.stdout.readline() == "ready\n"
+            for number in range(1, 16):
+                retitle(number)
+        finally:
+            stop.touch()
+            results = [reader.communicate(timeout=60) for reader in readers]
+    for (out, err), reader in zip(results, readers, strict=True):
+        assert reader.returncode == 0, err
+        assert int(out) > 1
+
+
+def test_a_copied_folder_is_read_anywhere(warehouse: Warehouse, tmp_path: Path) -> None:
+    publish(warehouse, NOW)
+    target = tmp_path / "elsewhere"
+    subprocess.run(["cp", "-a", str(warehouse.path.parent), str(target)], check=True)
+    generation = current(target)
+    assert generation.folder.is_relative_to(target)
+    with duckdb.connect(generation.database, read_only=True) as connection:
+        assert connection.execute("SELECT count(*) FROM raw.meetings").fetchall() == [(3,)]

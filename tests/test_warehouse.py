@@ -1,0 +1,315 @@
+"""The private DuckDB file: transactions, who is missing, versions, locks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contio_pipeline.errors import ConfigError, StorageError, WarehouseBusy
+from contio_pipeline.publish import publish
+from contio_pipeline.rows import decode
+from contio_pipeline.streams import STREAMS, Column, Stream, stream_named, tables
+from contio_pipeline.warehouse import Changes, Listing, Scope, Warehouse, Window
+
+ORIGIN = "https://api.example.com"
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+MEETINGS = stream_named("meetings")
+DOCUMENTS = stream_named("context_documents")
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
+    with Warehouse(tmp_path / "data", origin=ORIGIN) as opened:
+        yield opened
+
+
+def commit(
+    warehouse: Warehouse,
+    items: list[Any],
+    *,
+    stream: Stream = MEETINGS,
+    account: str = "ana",
+    scope: Scope | None = None,
+    complete: bool = True,
+    now: datetime = NOW,
+    parent: str | None = None,
+) -> Changes:
+    stage = warehouse.stage(stream)
+    stage.begin_pass()
+    stage.add(decode(stream.columns, items), parent)
+    listing = Listing(complete=complete, total=len(items))
+    return warehouse.commit(stage, account, Window(), listing, scope or Scope(), "run", now)
+
+
+def titles(warehouse: Warehouse, where: str = "_deleted_at IS NULL") -> dict[str, str]:
+    return dict(warehouse.connection.execute(f"SELECT id, title FROM raw.meetings WHERE {where}").fetchall())
+
+
+def test_the_newest_version_of_a_row_wins_and_of_equals_the_last_seen(warehouse: Warehouse) -> None:
+    commit(
+        warehouse,
+        [
+            {"id": "a", "title": "new", "updated_at": "2026-01-02T00:00:00Z"},
+            {"id": "a", "title": "old", "updated_at": "2026-01-01T00:00:00Z"},
+            {"id": "b", "title": "first"},
+            {"id": "b", "title": "last"},
+        ],
+    )
+    assert titles(warehouse) == {"a": "new", "b": "last"}
+
+
+def test_rows_of_two_accounts_never_meet(warehouse: Warehouse) -> None:
+    commit(warehouse, [{"id": "a", "title": "ana's"}])
+    commit(warehouse, [{"id": "a", "title": "bo's"}], account="bo")
+    assert commit(warehouse, []).missing == ["a"]
+    rows = warehouse.connection.execute("SELECT _account, title, _missing_since IS NULL FROM raw.meetings").fetchall()
+    assert sorted(rows) == [("ana", "ana's", False), ("bo", "bo's", True)]
+
+
+def test_only_a_complete_listing_marks_what_it_lacks(warehouse: Warehouse) -> None:
+    commit(warehouse, [{"id": "a"}, {"id": "b"}])
+    assert commit(warehouse, [{"id": "a"}], complete=False).missing == []
+    assert commit(warehouse, [{"id": "a"}]).missing == ["b"]
+    assert commit(warehouse, [{"id": "a"}, {"id": "b"}]).missing == []
+    assert titles(warehouse, "_missing_since IS NOT NULL") == {}
+
+
+@pytest.mark.parametrize(
+    ("start_time", "expected"),
+    [
+        ("2026-10-01T00:00:00Z", True),
+        ("2026-10-31T23:59:59.999Z", True),
+        ("2026-11-01T00:00:00Z", False),
+        ("2026-09-30T23:59:59Z", False),
+        (None, False),
+    ],
+)
+def test_a_window_expects_the_rows_dated_in_it_half_open(warehouse: Warehouse, start_time: str, expected: bool) -> None:
+    commit(warehouse, [{"id": "a", "start_time": start_time}])
+    scope = Scope(dates=(datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)))
+    assert commit(warehouse, [], scope=scope).missing == (["a"] if expected else [])
+
+
+def test_a_row_that_the_filter_does_not_see_is_not_expected_until_it_is_returned(warehouse: Warehouse) -> None:
+    row = {"id": "a", "start_time": "2026-10-05T00:00:00Z"}
+    scope = Scope(dates=(datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)))
+    commit(warehouse, [row])
+    warehouse.settle(MEETINGS, "ana", gone={}, blind=["a"], run_id="run", now=NOW)
+    assert commit(warehouse, [], scope=scope).missing == []
+    assert commit(warehouse, []).missing == ["a"]  # a full listing expects it all the same
+    commit(warehouse, [row], scope=scope)
+    assert commit(warehouse, [], scope=scope).missing == ["a"]
+
+
+def test_children_are_expected_under_the_parents_that_were_listed(warehouse: Warehouse) -> None:
+    commit(warehouse, [{"id": "x"}], stream=DOCUMENTS, parent="m1", scope=Scope(parents=("m1",)))
+    commit(warehouse, [{"id": "y"}], stream=DOCUMENTS, parent="m2", scope=Scope(parents=("m2",)))
+    assert commit(warehouse, [], stream=DOCUMENTS, scope=Scope(parents=("m2",))).missing == ["y"]
+
+
+def test_a_broken_row_counts_as_seen(warehouse: Warehouse) -> None:
+    commit(warehouse, [{"id": "a", "title": "good"}])
+    changes = commit(warehouse, [{"id": "a", "title": 5}])
+    assert (changes.missing, changes.quarantined) == ([], 1)
+    assert titles(warehouse) == {"a": "good"}
+
+
+def test_a_failed_commit_leaves_nothing_behind(warehouse: Warehouse) -> None:
+    commit(warehouse, [{"id": "a", "title": "before"}])
+    stage = warehouse.stage(MEETINGS)
+    stage.begin_pass()
+    stage.add(decode(MEETINGS.columns, [{"id": "a", "title": "after"}, {"id": "b"}]))
+    with pytest.raises(duckdb.Error):
+        # The window's row comes last in the transaction: one that does not fit its column fails after all else was done.
+        warehouse.commit(stage, "ana", Window("nonsense", None), Listing(), Scope(), "run", NOW)  # type: ignore[arg-type]
+    assert titles(warehouse) == {"a": "before"}
+    assert warehouse.connection.execute("SELECT count(*) FROM raw.meetings_history").fetchall() == [(1,)]
+    commit(warehouse, [{"id": "a", "title": "after"}])
+    assert titles(warehouse) == {"a": "after"}
+
+
+ITEM = st.fixed_dictionaries({"id": st.sampled_from("abcdef"), "title": st.sampled_from(["x", "y", "ü\n'\"", ""])})
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(ITEM, max_size=8), min_size=1, max_size=4))
+def test_after_any_listings_the_table_is_the_last_one_and_repeating_it_adds_nothing(listings: list[list[Any]]) -> None:
+    """The model: a dictionary; deletions are settled at once."""
+    with tempfile.TemporaryDirectory() as folder, Warehouse(Path(folder), origin=ORIGIN) as opened:
+        for items in listings:
+            for _repeat in range(2):
+                changes = commit(opened, items)
+                opened.settle(MEETINGS, "ana", gone=dict.fromkeys(changes.missing, "not_found"), run_id="run", now=NOW)
+            assert (changes.inserted, changes.updated, changes.missing) == (0, 0, [])
+            assert titles(opened) == {item["id"]: item["title"] for item in items}
+        operations = opened.connection.execute("""
+            SELECT id, list(_operation ORDER BY rowid) FROM raw.meetings_history GROUP BY 1""").fetchall()
+        for _id, told in operations:  # every history begins with an insert, and a row leaves only after it was there
+            assert told[0] == "insert"
+            assert all(before != "delete" or after == "undelete" for before, after in pairwise(told))
+
+
+# The file -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_table_and_column_says_what_it_is(warehouse: Warehouse) -> None:
+    silent = warehouse.connection.execute("""
+        SELECT table_name, column_name FROM duckdb_columns() WHERE schema_name IN ('raw', 'ops') AND comment IS NULL
+        UNION ALL SELECT table_name, NULL FROM duckdb_tables() WHERE schema_name IN ('raw', 'ops') AND comment IS NULL
+    """).fetchall()
+    assert silent == []
+    found = {
+        f"{s}.{t}"
+        for s, t in warehouse.connection.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall()
+    }
+    assert {table.full_name for table in tables()} <= found
+
+
+def test_a_second_process_is_told_who_writes(warehouse: Warehouse) -> None:
+    with pytest.raises(WarehouseBusy, match=str(os.getpid())):
+        Warehouse(warehouse.path.parent, origin=ORIGIN)
+
+
+def test_the_rows_of_two_servers_are_never_mixed(tmp_path: Path) -> None:
+    Warehouse(tmp_path, origin=ORIGIN).close()
+    with pytest.raises(ConfigError, match=r"holds the rows of https://api\.example\.com"):
+        Warehouse(tmp_path, origin="https://beta.example.com")
+    Warehouse(tmp_path, origin=ORIGIN).close()
+
+
+def test_a_newer_warehouse_is_refused_and_not_touched(tmp_path: Path) -> None:
+    Warehouse(tmp_path, origin=ORIGIN, version=2, migrations={1: "SELECT 1"}).close()
+    before = (tmp_path / "warehouse.duckdb").read_bytes()
+    with pytest.raises(ConfigError, match="schema version 2, this program knows 1: upgrade"):
+        Warehouse(tmp_path, origin=ORIGIN)
+    assert (tmp_path / "warehouse.duckdb").read_bytes() == before
+
+
+def test_an_older_warehouse_migrates_after_a_copy(tmp_path: Path) -> None:
+    with Warehouse(tmp_path, origin=ORIGIN) as opened:
+        commit(opened, [{"id": "a", "title": "kept"}])
+    migrations = {1: "UPDATE raw.meetings SET title = upper(title)", 2: "UPDATE raw.meetings SET title = title || '!'"}
+    with Warehouse(tmp_path, origin=ORIGIN, version=3, migrations=migrations) as opened:
+        assert titles(opened) == {"a": "KEPT!"}
+    with duckdb.connect(tmp_path / "warehouse-version-1.duckdb", read_only=True) as copy:
+        assert copy.execute("SELECT title FROM raw.meetings").fetchall() == [("kept",)]
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    with Warehouse(tmp_path, origin=ORIGIN) as opened:
+        commit(opened, [{"id": "a", "title": "kept"}])
+    with pytest.raises(duckdb.Error):
+        Warehouse(tmp_path, origin=ORIGIN, version=2, migrations={1: "DELETE FROM raw.meetings; SELECT nonsense"})
+    with Warehouse(tmp_path, origin=ORIGIN) as opened:
+        assert titles(opened) == {"a": "kept"}
+
+
+def test_a_field_that_becomes_known_is_filled_when_the_row_is_seen_again(tmp_path: Path) -> None:
+    item = {"id": "a", "title": "t", "score": "high"}
+    with Warehouse(tmp_path, origin=ORIGIN) as opened:
+        commit(opened, [item, {"id": "b"}])
+    grown = Stream(
+        **{name: getattr(MEETINGS, name) for name in MEETINGS.__slots__ if name != "columns"},
+        columns=(*MEETINGS.columns, Column("score", "text", "A score.")),
+    )
+    streams = tuple(grown if stream is MEETINGS else stream for stream in STREAMS)
+    with Warehouse(tmp_path, origin=ORIGIN, streams=streams) as opened:
+        assert commit(opened, [item, {"id": "b"}], stream=grown).updated == 1
+        rows = opened.connection.execute("SELECT id, score, _extra FROM raw.meetings ORDER BY id").fetchall()
+        assert rows == [("a", "high", None), ("b", None, None)]
+
+
+def test_a_file_that_is_no_warehouse_is_named(tmp_path: Path) -> None:
+    (tmp_path / "warehouse.duckdb").write_bytes(b"not a database" * 1000)
+    with pytest.raises(StorageError, match=r"warehouse\.duckdb"):
+        Warehouse(tmp_path, origin=ORIGIN)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="CONTIO_DATA_DIR"):
+        Warehouse(tmp_path / "file" / "data", origin=ORIGIN)
+
+
+def test_no_code_opens_the_file_while_duckdb_has_it_open(tmp_path: Path) -> None:
+    """Closing any descriptor drops the process's POSIX lock on the file; an audit hook sees every `open` of Python's."""
+    script = f"""
+        import sys
+        from datetime import UTC, datetime
+        from pathlib import Path
+        from contio_pipeline.warehouse import Warehouse
+        from contio_pipeline.publish import publish
+
+        seen = []
+        opened = None
+        def watch(event, arguments):
+            if event == "open" and str(arguments[0]).endswith(("warehouse.duckdb", "warehouse.duckdb.wal")):
+                seen.append(opened is not None and opened._connection is not None)
+        sys.addaudithook(watch)
+        opened = Warehouse(Path({str(tmp_path)!r}), origin="https://api.example.com")
+        publish(opened, datetime.now(UTC))
+        opened.close()
+        print(seen)
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    seen = eval(done.stdout)  # noqa: S307 - a list of booleans that we printed
+    assert seen, "the copy for readers was not seen: the test watches nothing"
+    assert not any(seen)
+
+
+def test_killed_at_any_moment_no_committed_window_is_lost(tmp_path: Path) -> None:
+    """A process commits rows and says so; it is killed; what it said is there and whole, and history agrees."""
+    script = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        from test_warehouse import commit
+        from contio_pipeline.warehouse import Warehouse
+        with Warehouse(Path({str(tmp_path)!r}), origin="https://api.example.com") as opened:
+            for number in range(int(sys.argv[1]), 10_000):
+                commit(opened, [{{"id": f"{{number}}-{{k}}", "title": "t"}} for k in range(20)], complete=False)
+                print(number, flush=True)
+        """
+    said = -1
+    for delay in (0.05, 0.11, 0.17, 0.23):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script), str(said + 1)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout
+        first = process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        lines = [first, *process.stdout.readlines()]
+        process.stdout.close()
+        process.wait()
+        said = max(int(line) for line in lines if line.strip())
+        with Warehouse(tmp_path, origin=ORIGIN) as opened:
+            counts = opened.connection.execute("""
+                SELECT count(*), count(DISTINCT split_part(id, '-', 1)) FROM raw.meetings""").fetchall()[0]
+            assert counts[0] == 20 * counts[1]
+            assert counts[1] >= said + 1
+            assert opened.connection.execute("SELECT count(*) FROM raw.meetings_history").fetchall() == [(counts[0],)]
+            said = counts[1] - 1
+
+
+def test_closing_for_a_copy_keeps_the_writers_lock(warehouse: Warehouse) -> None:
+    with warehouse.closed_file() as file, pytest.raises(WarehouseBusy):
+        Warehouse(file.parent, origin=ORIGIN)
+    commit(warehouse, [{"id": "a"}])
+    publish(warehouse, NOW + timedelta(days=1))
+    assert titles(warehouse).keys() == {"a"}
