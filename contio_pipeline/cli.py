@@ -16,7 +16,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -300,17 +300,17 @@ def status(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback doe
 
     It reads the current generation, never the working file, so it can be asked at any moment.
     """
-    from contio_pipeline.publish import current
+    from contio_pipeline.publish import ask, current
     from contio_pipeline.settings import load_settings
 
     generation = current(load_settings().data_dir)
     print(f"Published {generation.published_at:%Y-%m-%d %H:%M:%S} UTC: {generation.folder}\n")
     for heading, sql in _STATUS.items():
-        names, rows, _kinds = _ask(generation.database, sql)
-        found = list(rows)
-        if found:
+        answer = ask(generation, sql)
+        rows = list(answer.rows)
+        if rows:
             print(heading)
-            _print(_table(names, found))
+            _print(_table(answer.names, rows))
             print()
 
 
@@ -348,44 +348,27 @@ def query(
 
     Example: contio-pipeline query "SELECT status, count(*) FROM raw.meetings WHERE _deleted_at IS NULL GROUP BY 1"
     """
-    from contio_pipeline.publish import current
+    from contio_pipeline.publish import ask, current
     from contio_pipeline.settings import load_settings
 
-    names, rows, kinds = _ask(current(load_settings().data_dir).database, sql)
+    answer = ask(current(load_settings().data_dir), sql)
     match format:
         case Format.TABLE:
-            _print(_table(names, rows))
+            _print(_table(answer.names, answer.rows))
         case Format.CSV:
             writer = csv.writer(sys.stdout, lineterminator="\n")
-            writer.writerow(names)
-            writer.writerows(["" if value is None else _text(value) for value in row] for row in rows)
+            writer.writerow(answer.names)
+            writer.writerows(["" if value is None else _text(value) for value in row] for row in answer.rows)
         case Format.JSON:
             print("[", end="")
-            for number, row in enumerate(rows):
+            for number, row in enumerate(answer.rows):
                 values = [
                     json.loads(value) if kind == "JSON" and value is not None else value
-                    for value, kind in zip(row, kinds, strict=True)
+                    for value, kind in zip(row, answer.kinds, strict=True)
                 ]
-                record = dict(zip(names, values, strict=True))
+                record = dict(zip(answer.names, values, strict=True))
                 print("," if number else "", json.dumps(record, ensure_ascii=False, default=_text), sep="\n", end="")
             print("\n]")
-
-
-def _ask(database: Path, sql: str) -> tuple[list[str], Iterator[Sequence[Any]], list[str]]:
-    """Column names, rows, and DuckDB's names of the columns' types."""
-    import duckdb
-
-    connection = duckdb.connect(database, read_only=True, config={"autoinstall_known_extensions": False})
-    try:
-        connection.execute("SET TimeZone = 'UTC'")
-        answer = connection.sql(sql)
-        if answer is None:
-            raise ConfigError("that statement returns no rows: the published data is read-only")
-        names, kinds, reader = answer.columns, [str(kind) for kind in answer.types], answer.to_arrow_reader()
-    except duckdb.Error as error:
-        raise ConfigError(f"the query failed: {error}") from None
-    rows = (row for batch in reader for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
-    return list(names), rows, kinds
 
 
 def _text(value: Any) -> str:
@@ -470,7 +453,6 @@ def accounts_add(
         )
     settings = load_settings()
     store = TokenStore(settings.state_dir)
-    before = store.read(name) if name in store.names() else None
     if sys.stdin.isatty():
         from getpass import getpass
 
@@ -479,7 +461,9 @@ def accounts_add(
         token = sys.stdin.readline().strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError("standard input held no refresh token: one line such as cto_rt_v1_… was expected")
-    store.write(name, Tokens(token, profile_id=before.profile_id if before else ""))
+    with store.lock(name):
+        before = store.read(name) if name in store.names() else None
+        store.write(name, Tokens(token, profile_id=before.profile_id if before else ""))
     try:
         who = _try_account(settings, name)
     except AccountError:
@@ -548,6 +532,7 @@ def demo(
     It needs no account and no network, and touches nothing but its own folders. A second run finds nothing changed.
     """
     from contio_pipeline.demo import QUESTIONS, run
+    from contio_pipeline.publish import ask
 
     with _Progress() as listener:
         report = run(folder, listener)
@@ -556,8 +541,8 @@ def demo(
         raise typer.Exit(1)
     for question, sql in QUESTIONS.items():
         print(f"\n{question}\n")
-        names, rows, _kinds = _ask(report.generation.database, sql)
-        _print(_table(names, rows))
+        answer = ask(report.generation, sql)
+        _print(_table(answer.names, answer.rows))
     beside_python = Path(sys.executable).with_name("contio-pipeline")
     program = "contio-pipeline" if shutil.which("contio-pipeline") else os.path.relpath(beside_python)
     print(

@@ -27,7 +27,7 @@ from typing import Any
 import duckdb
 
 from contio_pipeline import __version__
-from contio_pipeline.errors import NothingPublished, StorageError
+from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
 from contio_pipeline.streams import RUNS, Table, tables
 from contio_pipeline.warehouse import Warehouse
 
@@ -81,14 +81,42 @@ def current(data_dir: Path) -> Generation:
         ) from None
 
 
-def connect(generation: Generation) -> duckdb.DuckDBPyConnection:
-    """A read-only connection to a generation, with times shown in UTC."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a query returned: column names, DuckDB's names of their types, and the rows, read as they are asked for."""
+
+    names: list[str]
+    kinds: list[str]
+    rows: Iterator[tuple[Any, ...]]
+
+
+def ask(generation: Generation, sql: str) -> Answer:
+    """Run one SQL statement on a generation, read-only; times are aware datetimes in UTC.
+
+    Raises:
+        ConfigError: the statement is wrong, or returns no rows.
+    """
     try:
         connection = duckdb.connect(generation.database, read_only=True, config={"autoinstall_known_extensions": False})
+        connection.execute("SET TimeZone = 'UTC'")
+        answer = connection.sql(sql)
+        if answer is None:
+            raise ConfigError("that statement returns no rows: the published data is read-only")
+        names, kinds = list(answer.columns), [str(kind) for kind in answer.types]
+        batches = answer.to_arrow_reader()
     except duckdb.Error as error:
-        raise StorageError(f"{generation.database} cannot be opened: {error}") from None
-    connection.execute("SET TimeZone = 'UTC'")
-    return connection
+        raise ConfigError(f"the query failed: {error}") from None
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        try:
+            for batch in batches:
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        except (duckdb.Error, OSError) as error:
+            raise ConfigError(f"the query failed: {error}") from None
+        finally:
+            connection.close()
+
+    return Answer(names, kinds, rows())
 
 
 def publish(warehouse: Warehouse, now: datetime) -> tuple[Generation, bool]:
@@ -205,7 +233,7 @@ def _write_months(
         part = folder / f"month={month}" / "part.parquet"
         (staging / part).parent.mkdir(parents=True)
         if before and month in unchanged and unchanged[month] == prints.get(month) and (before / part).is_file():
-            os.link(before / part, staging / part)
+            _link_or_copy(before / part, staging / part)
             continue
         target = str(staging / part).replace("'", "''")
         connection.execute(
@@ -213,6 +241,13 @@ def _write_months(
                 TO '{target}' (FORMAT parquet, COMPRESSION zstd)""",
             [month],
         )
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def _make_durable(staging: Path) -> None:

@@ -27,6 +27,7 @@ from contio_pipeline.errors import (
     NotFound,
     ScopeMissing,
     StorageError,
+    Throttled,
 )
 from contio_pipeline.protocol import Page, fill_path
 from contio_pipeline.publish import Generation, publish
@@ -262,6 +263,9 @@ class _Sync:
         self.documents = True
         self.verify = False
         self.store = DocumentStore(settings.data_dir)
+        self._halted: ContioError | None = (
+            None  # the budget is per machine: what ends it for one account ends it for all
+        )
         self.report = SyncReport(uuid.uuid4().hex, datetime.now(UTC), window)
 
     def run(self, accounts: Sequence[str]) -> SyncReport:
@@ -301,11 +305,13 @@ class _Sync:
 
     def _account(self, account: str) -> None:
         """All selected streams of one account; a stream that fails leaves the others alone, a dead account all of them."""
-        broken: ContioError | None = None
+        broken = self._halted
         try:
-            self._profile(account)
+            if not broken:
+                self._profile(account)
         except (AccountError, ConfigError, ApiError) as error:
             broken = error
+            self._halted = error if isinstance(error, Throttled) else None
         for stream in self.streams:
             listing = self._list_children if stream.parent else self._list
             broken = self._attempt(account, stream.name, partial(listing, stream=stream), self.report.window, broken)
@@ -333,7 +339,8 @@ class _Sync:
             work(report)
         except (AccountError, ApiError, ConfigError) as error:
             report.incomplete(str(error))
-            broken = broken or (error if isinstance(error, AccountError) else None)
+            broken = broken or (error if isinstance(error, AccountError | Throttled) else None)
+            self._halted = error if isinstance(error, Throttled) else self._halted
         report.listing.requests = traffic.requests - before.requests
         report.throttled = traffic.throttled - before.throttled
         report.bytes = traffic.bytes - before.bytes

@@ -176,7 +176,7 @@ class Warehouse:
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows as dictionaries; times are aware datetimes in UTC."""
-        table: pa.Table = self.connection.execute(sql, list(parameters)).to_arrow_table()
+        table: pa.Table = self.connection.sql(sql, params=list(parameters)).to_arrow_table()
         return table.to_pylist()  # type: ignore[no-any-return]
 
     @contextmanager
@@ -196,16 +196,24 @@ class Warehouse:
 
     @contextmanager
     def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Everything inside commits together or not at all."""
+        """Everything inside commits together or not at all.
+
+        Raises:
+            StorageError: the disk is full, or memory is.
+        """
         connection = self.connection
-        connection.execute("BEGIN")
         try:
+            connection.execute("BEGIN")
             yield connection
-        except BaseException:
+            connection.execute("COMMIT")
+        except BaseException as error:
             with suppress(duckdb.Error):  # the failed statement may have ended the transaction
                 connection.execute("ROLLBACK")
+            if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.FatalException):
+                raise StorageError(
+                    f"{self.path} could not be written ({error}): nothing of this step was kept"
+                ) from error
             raise
-        connection.execute("COMMIT")
 
     # Opening ------------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from contio_pipeline.sandbox.world import SCOPES
 from contio_pipeline.streams import (
     ACCOUNTS,
     DOCUMENT_CONTENTS,
+    META,
     PROFILE,
     QUARANTINE,
     RUNS,
@@ -127,7 +128,8 @@ def test_table_names_are_unique_and_every_stream_has_two() -> None:
 def test_what_changes_at_every_sync_is_declared_volatile_and_nothing_else_is() -> None:
     assert set(RUNS.volatile) == set(names(RUNS.columns))
     assert set(WINDOWS.volatile) == {"requests", "listed_at", "run_id"}
-    assert {table.full_name for table in tables() if table.volatile} == {"ops.windows", "ops.runs"}
+    assert set(META.volatile) == set(names(META.columns))
+    assert {table.full_name for table in tables() if table.volatile} == {"ops.windows", "ops.runs", "ops.meta"}
 
 
 # What follows from a declaration --------------------------------------------------------------------------------------

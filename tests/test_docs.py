@@ -1,0 +1,47 @@
+"""What the documents promise exists, and what exists is documented."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import typer
+from typer.main import get_command
+
+from contio_pipeline.cli import app
+from contio_pipeline.settings import Settings
+from contio_pipeline.streams import STREAMS, tables
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_setting_is_in_the_readme_and_no_other() -> None:
+    documented = set(re.findall(r"CONTIO_[A-Z_]+", README)) - {"CONTIO_ENV_FILE"}
+    assert documented == {f"CONTIO_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_every_table_is_in_the_readme() -> None:
+    for table in tables():
+        name = "raw.<stream>_history" if table.name.endswith("_history") else table.full_name
+        assert f"`{name}`" in README, name
+
+
+def test_the_readme_names_the_month_field_of_each_stream() -> None:
+    for stream in STREAMS:
+        [line] = [line for line in README.splitlines() if line.startswith(f"| `{stream.table.full_name}` |")]
+        assert line.endswith(f"`{stream.date_field}` |")
+
+
+def test_every_command_is_in_the_readme_or_the_changelog() -> None:
+    command = get_command(app)
+    assert isinstance(command, typer.core.TyperGroup)
+    documented = README + (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for name in command.commands:
+        assert f"`{name}" in documented or f"contio-pipeline {name}" in documented, name
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)
