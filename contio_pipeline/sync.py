@@ -28,6 +28,8 @@ from contio_pipeline.errors import (
     ScopeMissing,
     StorageError,
     Throttled,
+    Transient,
+    Unauthorized,
 )
 from contio_pipeline.protocol import Page, fill_path
 from contio_pipeline.publish import Generation, publish
@@ -263,9 +265,8 @@ class _Sync:
         self.documents = True
         self.verify = False
         self.store = DocumentStore(settings.data_dir)
-        self._halted: ContioError | None = (
-            None  # the budget is per machine: what ends it for one account ends it for all
-        )
+        self._halted: ContioError | None = None
+        """The budget is the machine's: a 429 that outlasts all tries of one account ends the others too."""
         self.report = SyncReport(uuid.uuid4().hex, datetime.now(UTC), window)
 
     def run(self, accounts: Sequence[str]) -> SyncReport:
@@ -311,7 +312,7 @@ class _Sync:
                 self._profile(account)
         except (AccountError, ConfigError, ApiError) as error:
             broken = error
-            self._halted = error if isinstance(error, Throttled) else None
+            self._halted = error if isinstance(error, Throttled) else None  # it was None: this account was tried
         for stream in self.streams:
             listing = self._list_children if stream.parent else self._list
             broken = self._attempt(account, stream.name, partial(listing, stream=stream), self.report.window, broken)
@@ -359,7 +360,9 @@ class _Sync:
         """Read whose tokens these are; an account that may not read its profile is synced all the same."""
         try:
             profile = self.client.profile(account, PROFILE_PATH)
-        except (NotFound, Forbidden, ScopeMissing) as error:
+        except ApiError as error:
+            if isinstance(error, Transient | Unauthorized):
+                raise
             log.warning("account %s: the profile cannot be read (%s): deletions cannot be confirmed", account, error)
             return
         batch = decode(PROFILE, [profile])
@@ -370,7 +373,7 @@ class _Sync:
 
     def _dates(self, stream: Stream) -> tuple[datetime, datetime] | None:
         window = self.report.window
-        if window.start and window.end:
+        if window.start and window.end and stream.dates != "none":
             return window.start, window.end
         return self.settings.calendar_range(self.report.started_at) if stream.dates == "required" else None
 
@@ -392,8 +395,7 @@ class _Sync:
                 f"{report.listing.outside} rows returned for the window have a {stream.date_field} outside it: the API's "
                 "date filter may mean another field"
             )
-        if changes.missing:
-            self._confirm(report, stream, changes.missing, scope)
+        report.listing.missing = self._confirm(report, stream, changes.missing, scope)
 
     def _read_list(
         self, report: StreamReport, stream: Stream, stage: Stage, dates: tuple[datetime, datetime] | None
@@ -440,6 +442,9 @@ class _Sync:
     def _list_children(self, report: StreamReport, stream: Stream) -> None:
         """The lists of all parents (in a window: of those that the window touched), some at a time."""
         parents = self._parents(report.account, stream)
+        for earlier in self.report.streams:
+            if (earlier.account, earlier.stream) == (report.account, stream.parent) and not earlier.listing.complete:
+                report.incomplete(f"the {stream.parent} whose lists these are could not all be listed")
         broken = without_id = 0
         done = _Done(len(parents))
         while done.count < done.total and done.failures < _FAILURES_IN_A_ROW:
@@ -456,9 +461,8 @@ class _Sync:
             report.changes.add(changes)
             if not part.complete:
                 report.incomplete(part.reason or "")
-            if changes.missing:
-                left = self._confirm_parents(report, stream, changes.missing, empty)
-                self._confirm(report, stream, left, scope)
+            left = self._confirm_parents(report, stream, changes.missing, empty)
+            report.listing.missing += self._confirm(report, stream, left, scope)
         if done.count < done.total:
             report.incomplete(f"{done.total - done.count} lists were not asked for")
         self._judge_quarantine(report, broken, without_id)
@@ -531,6 +535,8 @@ class _Sync:
 
     def _confirm_parents(self, report: StreamReport, stream: Stream, missing: list[str], empty: list[str]) -> list[str]:
         """Where a parent's list is empty over stored rows, ask for the parent once; returns the rows still to be asked for."""
+        if not missing:
+            return []
         parents = self.warehouse.parents_of(stream, report.account, missing)
         suspects = sorted(set(parents.values()) & set(empty))
         detail = stream_named(stream.parent or "", self.warehouse.streams).detail_path
@@ -555,8 +561,14 @@ class _Sync:
         except ApiError as error:
             return error
 
-    def _confirm(self, report: StreamReport, stream: Stream, missing: list[str], scope: Scope) -> None:
-        """Ask for each missing row by id, and record what became of it: gone, moved, merged, or not seen by the filter."""
+    def _confirm(self, report: StreamReport, stream: Stream, missing: list[str], scope: Scope) -> int:
+        """Ask for each missing row by id, and record what became of it: gone, moved, merged, or not seen by the filter.
+
+        Returns:
+            How many rows stay missing because no answer says anything about them.
+        """
+        if not missing:
+            return 0
         account, now = report.account, datetime.now(UTC)
         parents = self.warehouse.parents_of(stream, account, missing) if stream.parent else {}
         verdicts = self._ask_for(account, stream, missing, parents, scope)
@@ -583,11 +595,11 @@ class _Sync:
                 "missing; full syncs still see every deletion"
             )
         self._settle(report, stream, gone=verdicts.gone, found=verdicts.present, blind=verdicts.blind)
-        report.listing.missing = verdicts.unknown
         if verdicts.unknown:
             report.incomplete(
                 f"{verdicts.unknown} rows are missing and it could not be confirmed that they are gone ({verdicts.why})"
             )
+        return verdicts.unknown
 
     def _ask_for(
         self, account: str, stream: Stream, missing: list[str], parents: dict[str, str], scope: Scope

@@ -414,6 +414,35 @@ def test_another_users_token_under_the_same_name_is_refused(place: Place) -> Non
     check(place.world, place.settings, ["ana"])
 
 
+def test_documents_are_not_complete_when_their_meetings_are_not(place: Place) -> None:
+    place.sandbox.faults.append(Fault(path=r"/meetings$", status=400, times=9, body='{"code": "x", "error": "x"}'))
+    report = place.sync(accounts=["ana"])
+    assert "could not all be listed" in (part(report, "ana", "context_documents").listing.reason or "")
+    assert place.sync(accounts=["ana"]).complete
+
+
+def test_a_refusal_for_a_day_ends_all_accounts_at_once(place: Place) -> None:
+    refusal = Fault(status=429, headers={"Retry-After": "86400"}, body='{"error": "rate_limited"}', times=99)
+    place.sandbox.faults.append(refusal)
+    report = place.sync()
+    assert not report.complete
+    assert len(place.asked()) == 1
+    assert {one.account for one in report.streams} == set(place.world.accounts)
+
+
+def test_a_server_that_is_down_is_not_asked_for_every_stream_of_every_account(place: Place) -> None:
+    place.overrides["retry_seconds"] = 1
+    place.sandbox.faults.append(Fault(status=503, times=999))
+    report = place.sync()
+    assert not any(one.listing.complete for one in report.streams)
+    assert len(place.asked()) <= 3 + len(place.world.accounts)
+
+
+def test_an_api_without_profiles_is_synced_all_the_same(place: Place) -> None:
+    place.sandbox.faults.append(Fault(path=r"/profile$", status=404, body="<html>", times=99))
+    assert place.sync(accounts=["ana"]).complete
+
+
 def test_no_accounts_and_unknown_names_are_configuration_errors(place: Place) -> None:
     with pytest.raises(ConfigError, match="no stream 'meeting'; there are: meetings"):
         place.sync(streams=["meeting"])
