@@ -362,9 +362,14 @@ def test_a_refresh_token_that_is_none_leaves_the_old_one(
     assert store.read("ana").refresh_token == first
 
 
+def repr_short(value: Any) -> str:
+    return repr(value)[:12]
+
+
 @pytest.mark.parametrize(
     ("lifetime", "seconds"),
     [(7200, 7200), (0.5, 0.5), (None, 3600), ("7200", 3600), (0, 3600), (-1, 3600), ([], 3600), (10**400, 3600)],
+    ids=repr_short,
 )
 def test_a_lifetime_that_says_nothing_counts_as_an_hour_and_costs_no_token(
     lifetime: Any, seconds: float, sandbox: Sandbox, store: TokenStore, new_auth: NewAuth
@@ -631,7 +636,7 @@ def texts(error: BaseException | None) -> str:
     """All that a traceback would show of an error and what led to it."""
     found = ""
     while error:
-        found += f"{error!r} {error} {getattr(error, 'code', '')}"
+        found += f"{error!r} {error} "
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return found
 
@@ -666,8 +671,18 @@ def test_no_token_is_in_any_log_line(
     assert sandbox.world.client_secret not in caplog.text
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 429, 503])
-@pytest.mark.parametrize("error", ["invalid_grant", "invalid_client", "invalid_request"])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, "invalid_grant"),
+        (400, "invalid_client"),
+        (400, "invalid_request"),
+        (401, "invalid_client"),
+        (403, "access_denied"),
+        (429, "rate_limited"),
+        (503, "unavailable"),
+    ],
+)
 @pytest.mark.parametrize("echoed", ["refresh token", "client secret"])
 def test_no_secret_is_in_any_message_even_when_the_server_repeats_it(
     status: int, error: str, echoed: str, sandbox: Sandbox, store: TokenStore, new_auth: NewAuth

@@ -415,7 +415,7 @@ def test_another_users_token_under_the_same_name_is_refused(place: Place) -> Non
 
 
 def test_documents_are_not_complete_when_their_meetings_are_not(place: Place) -> None:
-    place.sandbox.faults.append(Fault(path=r"/meetings$", status=400, times=9, body='{"code": "x", "error": "x"}'))
+    place.sandbox.faults.append(Fault(path=r"/meetings$", status=400, body='{"code": "x", "error": "x"}'))
     report = place.sync(accounts=["ana"])
     assert "could not all be listed" in (part(report, "ana", "context_documents").listing.reason or "")
     assert place.sync(accounts=["ana"]).complete
