@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from contio_pipeline.settings import Settings
-    from contio_pipeline.sync import StreamReport, SyncReport
+    from contio_pipeline.work import StreamReport, SyncReport
 
 F = TypeVar("F", bound=Callable[..., None])
 

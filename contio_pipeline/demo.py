@@ -13,8 +13,9 @@ from contio_pipeline.errors import ConfigError
 from contio_pipeline.sandbox.server import Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import load_settings
-from contio_pipeline.sync import Listener, SyncReport, sync
+from contio_pipeline.sync import sync
 from contio_pipeline.warehouse import Warehouse
+from contio_pipeline.work import Listener, SyncReport
 
 QUESTIONS = {
     "Of each person's meetings, how many have ended, and how many of those have no notes?": """

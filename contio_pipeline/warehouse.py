@@ -1,62 +1,31 @@
-"""The private DuckDB file: one transaction per listing, history, confirmed deletions, state.
+"""What goes into the private DuckDB file: one transaction per listing, history, confirmed deletions, state.
 
-What lives here: all SQL that writes, the file's lock, its schema version. What never does: HTTP, JSON coercion, publishing.
-
-Nobody but this module opens the file, and no code may `open()` it while DuckDB has it open: closing any descriptor drops
-the process's POSIX lock, another process then writes, and commits are lost.
+What lives here: all SQL that changes rows, and the questions of a sync. What never does: HTTP, JSON coercion, publishing.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from contio_pipeline.errors import ConfigError, StorageError, WarehouseBusy
 from contio_pipeline.rows import Batch
 from contio_pipeline.streams import (
     ACCOUNTS,
     ASSUMPTIONS,
     DOCUMENT_CONTENTS,
     MEETING_ALIASES,
-    META,
     QUARANTINE,
     RUNS,
-    STREAMS,
     WINDOWS,
-    Column,
-    Kind,
     Stream,
-    Table,
     stream_named,
-    tables,
 )
-
-SCHEMA_VERSION = 1
-STORAGE_VERSION = "v1.2.0"
-"""Files of this storage version are opened by every DuckDB from 1.2 to 2.0."""
-
-MIGRATIONS: Mapping[int, str] = {}
-"""SQL that makes version `key + 1` of a warehouse of version `key`, run inside one transaction."""
-
-SQL_TYPES: dict[Kind, str] = {
-    "text": "VARCHAR",
-    "boolean": "BOOLEAN",
-    "integer": "BIGINT",
-    "timestamp": "TIMESTAMPTZ",
-    "date": "DATE",
-    "json": "JSON",
-}
+from contio_pipeline.workfile import WorkFile, column_list, insert, quoted
 
 _FLUSH_ROWS = 2000
 
@@ -123,209 +92,8 @@ class Changes:
         self.missing += other.missing
 
 
-class Warehouse:
-    """The working file, open for writing by this process alone; a context manager.
-
-    Raises:
-        WarehouseBusy: another process writes to the data folder.
-        ConfigError: the warehouse belongs to another API or to a newer version.
-        StorageError: the file cannot be used.
-    """
-
-    def __init__(
-        self,
-        data_dir: Path,
-        *,
-        origin: str | None,
-        streams: tuple[Stream, ...] = STREAMS,
-        version: int = SCHEMA_VERSION,
-        migrations: Mapping[int, str] = MIGRATIONS,
-    ) -> None:
-        self.path = data_dir / "warehouse.duckdb"
-        self.streams = streams
-        self._version = version
-        self._lock = _take_lock(data_dir)
-        self._connection: duckdb.DuckDBPyConnection | None = None
-        try:
-            self._open(origin, migrations)
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file and let other processes write."""
-        if self._connection:
-            self._connection.close()
-            self._connection = None
-        os.close(self._lock)
-
-    @property
-    def connection(self) -> duckdb.DuckDBPyConnection:
-        """The one connection; used by the thread that opened the warehouse."""
-        if self._connection is None:
-            raise StorageError("the warehouse is closed while it is copied")
-        return self._connection
-
-    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Rows as dictionaries; times are aware datetimes in UTC."""
-        table: pa.Table = self.connection.sql(sql, params=list(parameters)).to_arrow_table()
-        return table.to_pylist()  # type: ignore[no-any-return]
-
-    @contextmanager
-    def closed_file(self) -> Iterator[Path]:
-        """The file, whole and closed by DuckDB, for as long as it takes to copy it; the lock stays."""
-        self.connection.execute("CHECKPOINT")
-        self.connection.close()
-        self._connection = None
-        try:
-            if self.path.with_name(self.path.name + ".wal").exists():
-                raise StorageError(
-                    f"{self.path}.wal remained after a checkpoint: close what else has the warehouse open"
-                )
-            yield self.path
-        finally:
-            self._connection = self._connect()
-
-    @contextmanager
-    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Everything inside commits together or not at all.
-
-        Raises:
-            StorageError: the disk is full, or memory is.
-        """
-        connection = self.connection
-        try:
-            connection.execute("BEGIN")
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException as error:
-            with suppress(duckdb.Error):  # the failed statement may have ended the transaction
-                connection.execute("ROLLBACK")
-            if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.FatalException):
-                raise StorageError(
-                    f"{self.path} could not be written ({error}): nothing of this step was kept"
-                ) from error
-            raise
-
-    # Opening ------------------------------------------------------------------------------------------------------------
-
-    def _open(self, origin: str | None, migrations: Mapping[int, str]) -> None:
-        found = self._version_found() if self.path.exists() else None
-        if found is not None and found > self._version:
-            raise ConfigError(
-                f"{self.path} has schema version {found}, this program knows {self._version}: upgrade contio-pipeline; the file "
-                "was not touched"
-            )
-        if found is not None and found < self._version:
-            self._connection = self._connect()
-            with self.closed_file() as file:
-                _copy(file, file.with_name(f"warehouse-version-{found}.duckdb"))
-        else:
-            self._connection = self._connect()
-        self.path.chmod(0o600)
-        with self.transaction() as connection:
-            for step in range(found or self._version, self._version):
-                connection.execute(migrations[step])
-            self._make_tables(connection)
-            self._put_meta("schema_version", str(self._version))
-            stored = self._meta("api_origin")
-            if stored and origin and stored != origin:
-                raise ConfigError(
-                    f"{self.path} holds the rows of {stored}, but CONTIO_API_URL is {origin}: rows of two servers must not be "
-                    "mixed. Set CONTIO_DATA_DIR to another folder"
-                )
-            if origin and not stored:
-                self._put_meta("api_origin", origin)
-
-    def _connect(self) -> duckdb.DuckDBPyConnection:
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "storage_compatibility_version": STORAGE_VERSION,
-            "autoinstall_known_extensions": False,
-        }
-        try:
-            connection = duckdb.connect(self.path, config=config)
-        except duckdb.Error as error:
-            raise StorageError(f"{self.path} cannot be opened: {error}") from None
-        connection.execute("SET TimeZone = 'UTC'")  # as a connect option it fails on 2.0
-        return connection
-
-    def _version_found(self) -> int | None:
-        """The file's schema version, read without changing anything; None for a file without tables."""
-        try:
-            with duckdb.connect(self.path, read_only=True) as connection:
-                if not connection.execute(
-                    "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'ops' AND table_name = 'meta'"
-                ).fetchall():
-                    return None
-                [(value,)] = connection.execute("SELECT value FROM ops.meta WHERE key = 'schema_version'").fetchall()
-        except (duckdb.Error, ValueError) as error:
-            raise StorageError(
-                f"{self.path} cannot be read as a warehouse ({error}): restore it, or move it away"
-            ) from None
-        return int(value)
-
-    def _meta(self, key: str) -> str | None:
-        found = self.connection.execute(f"SELECT value FROM {META.full_name} WHERE key = ?", [key]).fetchall()
-        return str(found[0][0]) if found else None
-
-    def _put_meta(self, key: str, value: str) -> None:
-        if self._meta(key) != value:
-            self.connection.execute(f"DELETE FROM {META.full_name} WHERE key = ?", [key])
-            self.connection.execute(f"INSERT INTO {META.full_name} VALUES (?, ?)", [key, value])
-
-    def move_origin(self, origin: str) -> None:
-        """Say that the same API is now reached at another address."""
-        with self.transaction():
-            self._put_meta("api_origin", origin)
-
-    def _make_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Create what is declared and not there, and keep every comment as declared."""
-        stored: dict[str, dict[str, str | None]] = {}
-        for schema, table, column, comment in connection.execute(
-            "SELECT schema_name, table_name, column_name, comment FROM duckdb_columns() WHERE schema_name IN ('raw', 'ops')"
-        ).fetchall():
-            stored.setdefault(f"{schema}.{table}", {})[column] = comment
-        described = dict(
-            connection.execute("SELECT schema_name || '.' || table_name, comment FROM duckdb_tables()").fetchall()
-        )
-        for schema in ("raw", "ops"):
-            connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-        for table in tables(self.streams):
-            columns = stored.get(table.full_name)
-            if columns is None:
-                connection.execute(f"CREATE TABLE {table.full_name} ({_column_list(table.columns)})")
-                columns = {}
-            else:
-                self._add_columns(table, [column for column in table.columns if column.name not in columns])
-            if described.get(table.full_name) != table.doc:
-                connection.execute(f"COMMENT ON TABLE {table.full_name} IS {_literal(table.doc)}")
-            for column in table.columns:
-                if columns.get(column.name) != column.doc:
-                    connection.execute(
-                        f"COMMENT ON COLUMN {table.full_name}.{_name(column.name)} IS {_literal(column.doc)}"
-                    )
-
-    def _add_columns(self, table: Table, columns: Sequence[Column]) -> None:
-        for column in columns:
-            self.connection.execute(
-                f"ALTER TABLE {table.full_name} ADD COLUMN {_name(column.name)} {SQL_TYPES[column.kind]}"
-            )
-            if any(stored.name == "_changed_at" for stored in table.columns) and any(
-                c.name == "_extra" for c in table.columns
-            ):
-                # What was unknown until now is in _extra: without its hash, the next sync that sees the row rewrites it.
-                self.connection.execute(
-                    f"UPDATE {table.full_name} SET _hash = '' WHERE json_exists(_extra, ?)",
-                    [f'$."{column.name}"'],
-                )
+class Warehouse(WorkFile):
+    """What the tables hold: listings, history, deletions, contents, state. See `WorkFile` for opening and closing."""
 
     # Listings -----------------------------------------------------------------------------------------------------------
 
@@ -358,7 +126,7 @@ class Warehouse:
             What changed. Rows in `missing` are marked, not gone: `settle` says what became of them.
         """
         stream, table = stage.stream, stage.stream.table.full_name
-        payload = [_name(column.name) for column in stream.payload_columns]
+        payload = [quoted(column.name) for column in stream.payload_columns]
         values = {"account": account, "now": now, "run": run_id}
         stage.flush()
         with self.transaction() as connection:
@@ -397,7 +165,7 @@ class Warehouse:
             [(listing.rows,)] = run("SELECT count(*) FROM (SELECT id FROM chosen UNION SELECT key FROM chosen_broken)")
             listing.quarantined = changes.quarantined
             if scope.dates:
-                inside = f"{_name(stream.date_field)} >= $start AND {_name(stream.date_field)} <= $end"
+                inside = f"{quoted(stream.date_field)} >= $start AND {quoted(stream.date_field)} <= $end"
                 [(listing.outside,)] = run(
                     f"SELECT count(*) FILTER (NOT ({inside})) FROM chosen",
                     start=scope.dates[0],
@@ -435,7 +203,7 @@ class Warehouse:
 
     def _remember_aliases(self, run: Run, stream: Stream) -> None:
         if stream.alias_field:
-            field_name = _name(stream.alias_field)
+            field_name = quoted(stream.alias_field)
             run(f"""
                 MERGE INTO {MEETING_ALIASES.full_name} a
                 USING (SELECT id, {field_name} AS target FROM chosen WHERE {field_name} <> '') s
@@ -453,7 +221,7 @@ class Warehouse:
             AND id NOT IN (SELECT id FROM chosen UNION SELECT key FROM chosen_broken)"""
         more: dict[str, Any] = {}
         if scope.dates:
-            date_field = _name(stream.date_field)
+            date_field = quoted(stream.date_field)
             expected += f" AND {date_field} >= $start AND {date_field} < $end AND NOT _window_blind"
             more |= {"start": scope.dates[0], "end": scope.dates[1]}
         if scope.parents is not None:
@@ -515,7 +283,7 @@ class Warehouse:
             if not gone:
                 return 0
             live = f"{mine} AND _deleted_at IS NULL"
-            payload = ", ".join(_name(column.name) for column in stream.payload_columns)
+            payload = ", ".join(quoted(column.name) for column in stream.payload_columns)
             connection.execute(
                 f"""INSERT INTO {stream.history.full_name} BY NAME
                     SELECT {payload}, _account, 'delete' AS _operation, ? AS _changed_at, ? AS _run_id
@@ -616,7 +384,7 @@ class Warehouse:
         sql = f"SELECT id FROM {stream.table.full_name} WHERE _account = ? AND _deleted_at IS NULL"
         values: list[Any] = [account]
         if dates:
-            date_field = _name(stream.date_field)
+            date_field = quoted(stream.date_field)
             sql += f" AND (({date_field} >= ? AND {date_field} < ?) OR _changed_at >= ?)"
             values += [*dates, changed_since]
         return [str(found[0]) for found in self.connection.execute(f"{sql} ORDER BY id", values).fetchall()]
@@ -635,9 +403,9 @@ class Warehouse:
 
     def contents_state(self, stream: Stream, account: str) -> list[dict[str, Any]]:
         """Every live document of the account, with what is known of its bytes (NULL where nothing is)."""
-        version = f"d.{_name(stream.version_field)}" if stream.version_field else "NULL::TIMESTAMPTZ"
+        version = f"d.{quoted(stream.version_field)}" if stream.version_field else "NULL::TIMESTAMPTZ"
         return self.query(
-            f"""SELECT d.id, d._parent_id AS parent_id, d._hash AS row_hash, d.{_name(stream.status_field or "")} AS status,
+            f"""SELECT d.id, d._parent_id AS parent_id, d._hash AS row_hash, d.{quoted(stream.status_field or "")} AS status,
                 {version} AS changed, c.state, c._version AS stored_version, c.sha256, c.size_bytes, c.content_type, c.filename,
                 c.fetched_at
                 FROM {stream.table.full_name} d
@@ -727,7 +495,7 @@ class Stage:
         self._sequence = 0
         self._waiting: list[pa.RecordBatch] = []
         self._rows_waiting = 0
-        columns = _column_list(stream.payload_columns)
+        columns = column_list(stream.payload_columns)
         connection.execute(f"CREATE OR REPLACE TEMP TABLE staged ({columns}, _pass BIGINT, _sequence BIGINT)")
         connection.execute(
             """CREATE OR REPLACE TEMP TABLE staged_broken
@@ -793,7 +561,7 @@ class Stage:
     def choose(self, *, whole: bool) -> None:
         """Make the tables `chosen` (one row per id: the newest version, of equals the last seen) and `chosen_broken`."""
         passes = f"_pass = {self._pass}" if whole else "true"
-        version = f"{_name(self.stream.version_field)} DESC NULLS LAST, " if self.stream.version_field else ""
+        version = f"{quoted(self.stream.version_field)} DESC NULLS LAST, " if self.stream.version_field else ""
         self._connection.execute(f"""
             CREATE OR REPLACE TEMP TABLE chosen AS SELECT * EXCLUDE (_pass, _sequence) FROM staged WHERE {passes}
             QUALIFY row_number() OVER (PARTITION BY id ORDER BY {version}_sequence DESC) = 1""")
@@ -801,55 +569,3 @@ class Stage:
             CREATE OR REPLACE TEMP TABLE chosen_broken AS SELECT * FROM staged_broken WHERE {passes}
             AND key NOT IN (SELECT id FROM chosen)
             QUALIFY row_number() OVER (PARTITION BY key ORDER BY _pass DESC) = 1""")
-
-
-def insert(connection: duckdb.DuckDBPyConnection, table: Table, row: Mapping[str, Any]) -> None:
-    """Insert one row; a declared column that it does not name is NULL."""
-    names = [column.name for column in table.columns if column.name in row]
-    connection.execute(
-        f"INSERT INTO {table.full_name} ({', '.join(map(_name, names))}) VALUES ({', '.join('?' * len(names))})",
-        [row[name] for name in names],
-    )
-
-
-def _take_lock(data_dir: Path) -> int:
-    """The descriptor that holds the data folder's writer lock until it is closed."""
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(data_dir / ".writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StorageError(
-            f"the data folder {data_dir} cannot be written ({error.strerror}): set CONTIO_DATA_DIR"
-        ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(descriptor, 40, 0).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        raise WarehouseBusy(
-            f"another contio-pipeline (process {holder or 'unknown'}) is writing to {data_dir}: wait until it has finished"
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return descriptor
-
-
-def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_suffix(".part")
-    shutil.copyfile(source, temporary)
-    temporary.chmod(0o600)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(target)
-
-
-def _name(identifier: str) -> str:
-    return '"' + identifier.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _column_list(columns: Sequence[Column]) -> str:
-    return ", ".join(f"{_name(column.name)} {SQL_TYPES[column.kind]}" for column in columns)

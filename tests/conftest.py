@@ -16,7 +16,8 @@ from contio_pipeline.publish import current
 from contio_pipeline.sandbox.server import Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings, load_settings
-from contio_pipeline.sync import SyncReport, sync
+from contio_pipeline.sync import sync
+from contio_pipeline.work import SyncReport
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from contio_pipeline.errors import ConfigError
 from contio_pipeline.publish import current
 from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.streams import STREAMS, Column, Stream
-from contio_pipeline.sync import StreamReport, SyncReport
 from contio_pipeline.warehouse import Window
+from contio_pipeline.work import StreamReport, SyncReport
 
 NewPlace = Callable[..., Place]
 

@@ -1,0 +1,146 @@
+"""Contents: download what Contio has finished processing and what is not stored yet, by state.
+
+What lives here: which documents are due, downloading them into the store, recording the outcome. What never does: SQL,
+sending, lists.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from contio_pipeline.documents import DocumentStore, Incoming
+from contio_pipeline.errors import ApiError, ScopeMissing, StorageError
+from contio_pipeline.protocol import fill_path
+from contio_pipeline.streams import Stream
+from contio_pipeline.work import FAILURES_IN_A_ROW, Done, StreamReport, Work
+
+_CONTENTS_A_COMMIT = 50
+
+
+class Fetcher:
+    """Makes the bytes on disk equal to what the API serves."""
+
+    def __init__(self, work: Work, *, verify: bool) -> None:
+        """With `verify`, all contents are downloaded again, compared and repaired."""
+        self._work = work
+        self._client = work.client
+        self._warehouse = work.warehouse
+        self._listener = work.listener
+        self._verify = verify
+        self._store = DocumentStore(work.settings.data_dir)
+        self._store.clear_incoming()
+
+    def fetch(self, report: StreamReport, stream: Stream) -> None:
+        """Download what is finished and not stored yet; state decides, so it does not matter which window was listed."""
+        rows = self._warehouse.contents_state(stream, report.account)
+        report.listing.rows = report.listing.total = len(rows)
+        known = {row["id"] for row in rows if row["state"]}
+        ready: list[dict[str, Any]] = []
+        settled: list[dict[str, Any]] = []
+        for row in rows:
+            row["version"] = _version(row)
+            state = self._content_state(row)
+            if state == "stored":
+                ready.append(row)
+            elif (row["state"], row["stored_version"]) != (state, row["version"]):
+                settled.append(_content(row, state, f"{stream.status_field} is {row['status']}"))
+        due = [row for row in ready if self._verify or not self._have(row)]
+        report.changes.unchanged = len(rows) - len(due) - len(settled)
+        report.changes.inserted = sum(1 for content in settled if content["id"] not in known)
+        report.changes.updated = len(settled) - report.changes.inserted
+        elsewhere = {} if self._verify else self._warehouse.stored_elsewhere(stream, report.account)
+        downloads: list[dict[str, Any]] = []
+        for row in due:
+            twin = elsewhere.get((row["id"], row["version"]))
+            if twin and self._store.has(twin["sha256"], twin["size_bytes"]):
+                settled.append(twin)
+                self._count_content(report, row, twin["sha256"])
+            else:
+                downloads.append(row)
+        self._warehouse.put_contents(report.account, settled)
+        done = Done(len(downloads))
+        fetched: list[dict[str, Any]] = []
+        answers = self._client.in_parallel(partial(self._download, report.account, stream), downloads)
+        for row, answer in zip(downloads, answers, strict=False):
+            done.add(failed=isinstance(answer, ApiError))
+            self._listener.advanced(done.count, done.total)
+            if isinstance(answer, ApiError):
+                fetched.append(_content(row, "unavailable", str(answer)))
+                report.incomplete(f"document {row['id']} could not be downloaded ({answer}): the next sync tries again")
+            else:
+                fetched.append(answer)
+                self._count_content(report, row, answer["sha256"])
+            if len(fetched) >= _CONTENTS_A_COMMIT:
+                self._warehouse.put_contents(report.account, fetched)
+                fetched = []
+            if done.failures >= FAILURES_IN_A_ROW:
+                report.incomplete(f"{done.total - done.count} documents were not asked for")
+                break
+        self._warehouse.put_contents(report.account, fetched)
+
+    def _content_state(self, row: dict[str, Any]) -> str:
+        """What a document's processing state allows: an early download may hold what was not scrubbed yet."""
+        if self._work.settings.documents == "all":
+            return "stored"
+        return {"pending": "waiting", "processing": "waiting", "error": "error"}.get(row["status"] or "", "stored")
+
+    def _have(self, row: dict[str, Any]) -> bool:
+        return (
+            row["state"] == "stored"
+            and row["stored_version"] == row["version"]
+            and self._store.has(row["sha256"], row["size_bytes"])
+        )
+
+    def _count_content(self, report: StreamReport, row: dict[str, Any], digest: str) -> None:
+        if row["sha256"] is None:
+            report.changes.inserted += 1
+        elif row["sha256"] != digest or not self._have(row):
+            report.changes.updated += 1
+        else:
+            report.changes.unchanged += 1
+
+    def _download(self, account: str, stream: Stream, row: dict[str, Any]) -> dict[str, Any] | ApiError:
+        """Download one document into the store; runs on a thread."""
+        sinks: list[Incoming] = []
+
+        def new_sink() -> Incoming:
+            for sink in sinks:
+                sink.drop()
+            sinks.append(self._store.incoming())
+            return sinks[-1]
+
+        path = fill_path(stream.content_path or "", id=row["id"], parent_id=row["parent_id"])
+        try:
+            download = self._client.download(account, path, new_sink)
+            digest = sinks[-1].keep()
+        except ScopeMissing:
+            raise
+        except ApiError as error:
+            return error
+        except OSError as error:
+            raise StorageError(f"a document could not be written below {self._store.folder} ({error})") from error
+        finally:
+            for sink in sinks:
+                sink.drop()
+        content = _content(row, "stored", None)
+        return content | {
+            "sha256": digest,
+            "size_bytes": sinks[-1].size,
+            "content_type": download.content_type,
+            "filename": download.filename,
+            "fetched_at": datetime.now(UTC),
+        }
+
+
+def _version(row: dict[str, Any]) -> str:
+    """Names the bytes of a document: they change with its processing state and its time of change."""
+    changed = row["changed"].isoformat() if row["changed"] else row["row_hash"]
+    return f"{row['status'] or ''} {changed}"
+
+
+def _content(row: dict[str, Any], state: str, reason: str | None) -> dict[str, Any]:
+    """A row of `raw.document_contents`; bytes that were stored before stay known until there are newer ones."""
+    kept = ("id", "sha256", "size_bytes", "content_type", "filename", "fetched_at")
+    return {name: row[name] for name in kept} | {"state": state, "reason": reason, "_version": row["version"]}

@@ -1,0 +1,299 @@
+"""The private DuckDB file: its lock, its schema version, its tables and transactions.
+
+What lives here: opening, migrating, closing it for a copy. What never does: what is written into the tables.
+
+Nobody but this module opens the file, and no code may `open()` it while DuckDB has it open: closing any descriptor drops
+the process's POSIX lock, another process then writes, and commits are lost.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import pyarrow as pa
+
+from contio_pipeline.errors import ConfigError, StorageError, WarehouseBusy
+from contio_pipeline.streams import META, STREAMS, Column, Kind, Stream, Table, tables
+
+SCHEMA_VERSION = 1
+STORAGE_VERSION = "v1.2.0"
+"""Files of this storage version are opened by every DuckDB from 1.2 to 2.0."""
+
+MIGRATIONS: Mapping[int, str] = {}
+"""SQL that makes version `key + 1` of a warehouse of version `key`, run inside one transaction."""
+
+SQL_TYPES: dict[Kind, str] = {
+    "text": "VARCHAR",
+    "boolean": "BOOLEAN",
+    "integer": "BIGINT",
+    "timestamp": "TIMESTAMPTZ",
+    "date": "DATE",
+    "json": "JSON",
+}
+
+
+class WorkFile:
+    """The working file, open for writing by this process alone; a context manager.
+
+    Raises:
+        WarehouseBusy: another process writes to the data folder.
+        ConfigError: the warehouse belongs to another API or to a newer version.
+        StorageError: the file cannot be used.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        origin: str | None,
+        streams: tuple[Stream, ...] = STREAMS,
+        version: int = SCHEMA_VERSION,
+        migrations: Mapping[int, str] = MIGRATIONS,
+    ) -> None:
+        self.path = data_dir / "warehouse.duckdb"
+        self.streams = streams
+        self._version = version
+        self._lock = _take_lock(data_dir)
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        try:
+            self._open(origin, migrations)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let other processes write."""
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+        os.close(self._lock)
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The one connection; used by the thread that opened the warehouse."""
+        if self._connection is None:
+            raise StorageError("the warehouse is closed while it is copied")
+        return self._connection
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Rows as dictionaries; times are aware datetimes in UTC."""
+        table: pa.Table = self.connection.sql(sql, params=list(parameters)).to_arrow_table()
+        return table.to_pylist()  # type: ignore[no-any-return]
+
+    @contextmanager
+    def closed_file(self) -> Iterator[Path]:
+        """The file, whole and closed by DuckDB, for as long as it takes to copy it; the lock stays."""
+        self.connection.execute("CHECKPOINT")
+        self.connection.close()
+        self._connection = None
+        try:
+            if self.path.with_name(self.path.name + ".wal").exists():
+                raise StorageError(
+                    f"{self.path}.wal remained after a checkpoint: close what else has the warehouse open"
+                )
+            yield self.path
+        finally:
+            self._connection = self._connect()
+
+    @contextmanager
+    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Everything inside commits together or not at all.
+
+        Raises:
+            StorageError: the disk is full, or memory is.
+        """
+        connection = self.connection
+        try:
+            connection.execute("BEGIN")
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as error:
+            with suppress(duckdb.Error):  # the failed statement may have ended the transaction
+                connection.execute("ROLLBACK")
+            if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.FatalException):
+                raise StorageError(
+                    f"{self.path} could not be written ({error}): nothing of this step was kept"
+                ) from error
+            raise
+
+    # Opening ------------------------------------------------------------------------------------------------------------
+
+    def _open(self, origin: str | None, migrations: Mapping[int, str]) -> None:
+        found = self._version_found() if self.path.exists() else None
+        if found is not None and found > self._version:
+            raise ConfigError(
+                f"{self.path} has schema version {found}, this program knows {self._version}: upgrade contio-pipeline; the file "
+                "was not touched"
+            )
+        if found is not None and found < self._version:
+            self._connection = self._connect()
+            with self.closed_file() as file:
+                _copy(file, file.with_name(f"warehouse-version-{found}.duckdb"))
+        else:
+            self._connection = self._connect()
+        self.path.chmod(0o600)
+        with self.transaction() as connection:
+            for step in range(found or self._version, self._version):
+                connection.execute(migrations[step])
+            self._make_tables(connection)
+            self._put_meta("schema_version", str(self._version))
+            stored = self._meta("api_origin")
+            if stored and origin and stored != origin:
+                raise ConfigError(
+                    f"{self.path} holds the rows of {stored}, but CONTIO_API_URL is {origin}: rows of two servers must not be "
+                    "mixed. Set CONTIO_DATA_DIR to another folder"
+                )
+            if origin and not stored:
+                self._put_meta("api_origin", origin)
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "storage_compatibility_version": STORAGE_VERSION,
+            "autoinstall_known_extensions": False,
+        }
+        try:
+            connection = duckdb.connect(self.path, config=config)
+        except duckdb.Error as error:
+            raise StorageError(f"{self.path} cannot be opened: {error}") from None
+        connection.execute("SET TimeZone = 'UTC'")  # as a connect option it fails on 2.0
+        return connection
+
+    def _version_found(self) -> int | None:
+        """The file's schema version, read without changing anything; None for a file without tables."""
+        try:
+            with duckdb.connect(self.path, read_only=True) as connection:
+                if not connection.execute(
+                    "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'ops' AND table_name = 'meta'"
+                ).fetchall():
+                    return None
+                [(value,)] = connection.execute("SELECT value FROM ops.meta WHERE key = 'schema_version'").fetchall()
+        except (duckdb.Error, ValueError) as error:
+            raise StorageError(
+                f"{self.path} cannot be read as a warehouse ({error}): restore it, or move it away"
+            ) from None
+        return int(value)
+
+    def _meta(self, key: str) -> str | None:
+        found = self.connection.execute(f"SELECT value FROM {META.full_name} WHERE key = ?", [key]).fetchall()
+        return str(found[0][0]) if found else None
+
+    def _put_meta(self, key: str, value: str) -> None:
+        if self._meta(key) != value:
+            self.connection.execute(f"DELETE FROM {META.full_name} WHERE key = ?", [key])
+            self.connection.execute(f"INSERT INTO {META.full_name} VALUES (?, ?)", [key, value])
+
+    def move_origin(self, origin: str) -> None:
+        """Say that the same API is now reached at another address."""
+        with self.transaction():
+            self._put_meta("api_origin", origin)
+
+    def _make_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Create what is declared and not there, and keep every comment as declared."""
+        stored: dict[str, dict[str, str | None]] = {}
+        for schema, table, column, comment in connection.execute(
+            "SELECT schema_name, table_name, column_name, comment FROM duckdb_columns() WHERE schema_name IN ('raw', 'ops')"
+        ).fetchall():
+            stored.setdefault(f"{schema}.{table}", {})[column] = comment
+        described = dict(
+            connection.execute("SELECT schema_name || '.' || table_name, comment FROM duckdb_tables()").fetchall()
+        )
+        for schema in ("raw", "ops"):
+            connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        for table in tables(self.streams):
+            columns = stored.get(table.full_name)
+            if columns is None:
+                connection.execute(f"CREATE TABLE {table.full_name} ({column_list(table.columns)})")
+                columns = {}
+            else:
+                self._add_columns(table, [column for column in table.columns if column.name not in columns])
+            if described.get(table.full_name) != table.doc:
+                connection.execute(f"COMMENT ON TABLE {table.full_name} IS {_literal(table.doc)}")
+            for column in table.columns:
+                if columns.get(column.name) != column.doc:
+                    connection.execute(
+                        f"COMMENT ON COLUMN {table.full_name}.{quoted(column.name)} IS {_literal(column.doc)}"
+                    )
+
+    def _add_columns(self, table: Table, columns: Sequence[Column]) -> None:
+        for column in columns:
+            self.connection.execute(
+                f"ALTER TABLE {table.full_name} ADD COLUMN {quoted(column.name)} {SQL_TYPES[column.kind]}"
+            )
+            if any(stored.name == "_changed_at" for stored in table.columns) and any(
+                c.name == "_extra" for c in table.columns
+            ):
+                # What was unknown until now is in _extra: without its hash, the next sync that sees the row rewrites it.
+                self.connection.execute(
+                    f"UPDATE {table.full_name} SET _hash = '' WHERE json_exists(_extra, ?)",
+                    [f'$."{column.name}"'],
+                )
+
+
+def insert(connection: duckdb.DuckDBPyConnection, table: Table, row: Mapping[str, Any]) -> None:
+    """Insert one row; a declared column that it does not name is NULL."""
+    names = [column.name for column in table.columns if column.name in row]
+    connection.execute(
+        f"INSERT INTO {table.full_name} ({', '.join(map(quoted, names))}) VALUES ({', '.join('?' * len(names))})",
+        [row[name] for name in names],
+    )
+
+
+def _take_lock(data_dir: Path) -> int:
+    """The descriptor that holds the data folder's writer lock until it is closed."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(data_dir / ".writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(
+            f"the data folder {data_dir} cannot be written ({error.strerror}): set CONTIO_DATA_DIR"
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 40, 0).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise WarehouseBusy(
+            f"another contio-pipeline (process {holder or 'unknown'}) is writing to {data_dir}: wait until it has finished"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_suffix(".part")
+    shutil.copyfile(source, temporary)
+    temporary.chmod(0o600)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)
+
+
+def quoted(identifier: str) -> str:
+    """An identifier as SQL writes it."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def column_list(columns: Sequence[Column]) -> str:
+    """Columns and their types as CREATE TABLE takes them."""
+    return ", ".join(f"{quoted(column.name)} {SQL_TYPES[column.kind]}" for column in columns)
