@@ -398,9 +398,10 @@ WINDOWS = Table(
         ),
         outside=("integer", "Rows that the API returned for the window although their date lies outside it."),
         listed_at=("timestamp", "When the listing was finished."),
+        complete_at=("timestamp", "When a listing of this window was last complete; NULL if none ever was."),
         run_id=("text", "The sync, see ops.runs."),
     ),
-    volatile=("requests", "listed_at", "run_id"),
+    volatile=("requests", "listed_at", "complete_at", "run_id"),
 )
 _RUN_COLUMNS = _columns(
     run_id=("text", "The sync's id."),

@@ -106,6 +106,7 @@ class _Sync:
         self._put_run(finished=True)
         self._work.listener.publishing()
         report.generation, report.new_generation = publish(self._work.warehouse, datetime.now(UTC))
+        report.requests = self._work.client.traffic.requests
         report.seconds = time.monotonic() - begun
         return report
 

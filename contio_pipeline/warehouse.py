@@ -347,11 +347,12 @@ class Warehouse(WorkFile):
         run_id: str,
         now: datetime,
     ) -> None:
-        connection.execute(
-            f"""DELETE FROM {WINDOWS.full_name} WHERE account = ? AND stream = ?
-                AND window_start IS NOT DISTINCT FROM ?::TIMESTAMPTZ AND window_end IS NOT DISTINCT FROM ?::TIMESTAMPTZ""",
-            [account, stream, window.start, window.end],
-        )
+        complete = listing.complete and not listing.missing
+        this = f"""FROM {WINDOWS.full_name} WHERE account = ? AND stream = ?
+            AND window_start IS NOT DISTINCT FROM ?::TIMESTAMPTZ AND window_end IS NOT DISTINCT FROM ?::TIMESTAMPTZ"""
+        key = [account, stream, window.start, window.end]
+        before = [row["complete_at"] for row in self.query(f"SELECT complete_at {this}", key)]
+        connection.execute(f"DELETE {this}", key)
         row = {
             "account": account,
             "stream": stream,
@@ -360,7 +361,8 @@ class Warehouse(WorkFile):
             "rows": listing.rows,
             "total": listing.total,
             "requests": listing.requests,
-            "complete": listing.complete and not listing.missing,
+            "complete": complete,
+            "complete_at": now if complete else next(iter(before), None),
             "reason": listing.reason,
             "quarantined": listing.quarantined,
             "missing": listing.missing,

@@ -83,6 +83,7 @@ class SyncReport:
     streams: list[StreamReport] = field(default_factory=list)
     generation: Generation | None = None
     new_generation: bool = False
+    requests: int = 0
     seconds: float = 0.0
 
     @property

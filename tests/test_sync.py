@@ -393,6 +393,7 @@ def test_a_revoked_account_does_not_stop_the_others(place: Place) -> None:
             assert "accounts add bo" in (one.listing.reason or "")
     check(place.world, place.settings, ["ana", "cem"])
     assert place.query("SELECT DISTINCT account FROM ops.windows WHERE NOT complete") == [("bo",)]
+    assert place.query("SELECT count(*) FROM ops.windows WHERE complete_at IS NULL") == [(0,)]  # they once were
 
 
 def test_a_missing_scope_fails_its_own_stream_only(place: Place) -> None:
