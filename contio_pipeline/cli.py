@@ -232,7 +232,8 @@ def print_report(report: SyncReport) -> None:
             print(f"Not complete: {part.account} {part.stream}: {part.listing.reason}", file=sys.stderr)
     changed = report.total("inserted") + report.total("updated") + report.total("deleted")
     print(
-        f"\n{f'{changed:,} rows changed' if changed else 'Nothing changed'}; {report.requests:,} requests in {report.seconds:.1f} s."
+        f"\n{f'{changed:,} rows changed' if changed else 'Nothing changed'}; "
+        f"{report.requests:,} requests in {report.seconds:.1f} s."
     )
     if report.generation:
         state = "Published" if report.new_generation else "Still published"
@@ -317,8 +318,8 @@ _STATUS = {
     "Accounts": """
         SELECT a._account AS account, a.display_name AS name, a.email FROM raw.accounts a ORDER BY 1""",
     "Completeness (the last listing of each kind; no dates: a full sync)": """
-        SELECT account, stream, window_start AS since, window_end AS until, complete_at AS last_complete, rows, quarantined, missing,
-            if(complete, 'yes', 'NO') AS complete
+        SELECT account, stream, window_start AS since, window_end AS until, complete_at AS last_complete, rows,
+            quarantined, missing, if(complete, 'yes', 'NO') AS complete
         FROM ops.windows QUALIFY row_number() OVER (
             PARTITION BY account, stream, window_start IS NULL ORDER BY window_end DESC, listed_at DESC) = 1
         ORDER BY account, stream, window_start NULLS FIRST""",

@@ -112,7 +112,7 @@ def test_an_empty_variable_counts_as_absent(name: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ["data_dir", "state_dir", "ca_bundle"])
 def test_a_tilde_is_the_users_home(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "here").touch()
+    (tmp_path / "here").write_text(CERTIFICATE)
     monkeypatch.setenv(env(name), "~/here")
     assert getattr(load_settings(), name) == tmp_path / "here"
 
