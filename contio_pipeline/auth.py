@@ -22,11 +22,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 from pydantic import SecretStr
 
 from contio_pipeline.errors import AccountError, ApiError, BrokenAnswer, ConfigError, Transient, Unauthorized
+from contio_pipeline.folders import private_folder
 from contio_pipeline.protocol import check_status, read_object
 
 _REFRESH_AHEAD = 120.0
@@ -34,6 +36,10 @@ _REFRESH_AHEAD = 120.0
 
 Slot = Callable[[], AbstractContextManager[None]]
 """Waits for a place in a request budget, and holds it."""
+
+_DEFAULT_LIFETIME = 3600.0
+_LONGEST_LIFETIME = 365 * 86_400.0
+"""Seconds; an `expires_in` that is absent or beyond belief counts as the default."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@+._-]{0,99}")
 
@@ -59,6 +65,18 @@ class Tokens:
         return f"Tokens(profile_id={self.profile_id!r}, scope={self.scope!r})"
 
 
+def _read_tokens(text: str) -> Tokens:
+    """The stored tokens; ValueError or TypeError when the text is not what `TokenStore.write` writes."""
+    tokens = Tokens(**json.loads(text))
+    texts = (tokens.refresh_token, tokens.access_token, tokens.scope, tokens.profile_id)
+    times = (tokens.expires_at, tokens.refreshed_at)
+    if not all(isinstance(t, str) for t in texts) or not all(isinstance(t, int | float) for t in times):
+        raise ValueError("not tokens")
+    if not tokens.refresh_token:
+        raise ValueError("no refresh token")
+    return tokens
+
+
 class TokenStore:
     """One file per account below `<state folder>/accounts`, readable by its owner only."""
 
@@ -76,7 +94,7 @@ class TokenStore:
             ConfigError: there is no such account, or its file is damaged.
         """
         try:
-            return Tokens(**json.loads(self._path(name).read_text(encoding="utf-8")))
+            return _read_tokens(self._path(name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             known = ", ".join(self.names()) or "none yet"
             raise ConfigError(
@@ -92,7 +110,7 @@ class TokenStore:
     def write(self, name: str, tokens: Tokens) -> None:
         """Replace the account's tokens: on disk, whole, when this returns."""
         path = self._path(name)
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._folder)
         descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".new-")  # made 0600 under any umask
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -122,7 +140,7 @@ class TokenStore:
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold the account's tokens against every other process and thread."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._folder)
         descriptor = os.open(self._path(name).with_name(f".{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -215,7 +233,7 @@ class AccountAuth(httpx.Auth):
             check_status(
                 response.status_code,
                 response.headers,
-                response.content,
+                self._without_secrets(stored, response.content),
                 what="token refresh",
                 now=datetime.fromtimestamp(now, UTC),
             )
@@ -239,15 +257,24 @@ class AccountAuth(httpx.Auth):
         if not isinstance(access, str) or not access:
             raise BrokenAnswer("the token endpoint answered without an access_token")
         lifetime = answer.get("expires_in")
+        if not isinstance(lifetime, int | float) or not 0 < lifetime < _LONGEST_LIFETIME:
+            lifetime = _DEFAULT_LIFETIME
         refresh, scope = answer.get("refresh_token"), answer.get("scope")
         return replace(
             stored,
             access_token=access,
-            expires_at=now + float(lifetime if isinstance(lifetime, int | float) and lifetime > 0 else 3600),
+            expires_at=now + lifetime,
             refresh_token=refresh if isinstance(refresh, str) and refresh else stored.refresh_token,
             scope=scope if isinstance(scope, str) else stored.scope,
             refreshed_at=now,
         )
+
+    def _without_secrets(self, stored: Tokens, body: bytes) -> bytes:
+        """The answer, for messages: a server may repeat what it was sent."""
+        for secret in (stored.refresh_token, self._credentials[1].get_secret_value()):
+            for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe="")):
+                body = body.replace(form.encode(), b"(secret)")
+        return body
 
     def bind(self, profile_id: str) -> None:
         """Remember whose tokens these are.
@@ -255,13 +282,14 @@ class AccountAuth(httpx.Auth):
         Raises:
             AccountError: they were another user's until now.
         """
-        known = self._tokens.profile_id
-        if known and known != profile_id:
-            raise AccountError(
-                f"the tokens of account {self.name!r} belong to another Contio user than before: its rows would be mixed. Add "
-                "them under a new name, or remove the account first"
-            )
-        if not known:
-            with self._one_thread, self._store.lock(self.name):
-                self._tokens = replace(self._store.read(self.name), profile_id=profile_id)
-                self._store.write(self.name, self._tokens)
+        if self._tokens.profile_id == profile_id:
+            return
+        with self._one_thread, self._store.lock(self.name):
+            stored = self._store.read(self.name)
+            if stored.profile_id not in {"", profile_id}:
+                raise AccountError(
+                    f"the tokens of account {self.name!r} belong to another Contio user than before: its rows would be mixed. "
+                    "Add them under a new name, or remove the account first"
+                )
+            self._tokens = replace(stored, profile_id=profile_id)
+            self._store.write(self.name, self._tokens)

@@ -53,6 +53,31 @@ _OAUTH_WINDOW = 300.0
 _SLOWEST_DOWNLOAD = 1024.0  # bytes a second, averaged over one timeout
 
 
+_DEADLINE, _UNBOUNDED = "contio_deadline", "contio_unbounded"  # in a request's extensions
+
+
+class _Bounded(httpx.SyncByteStream):
+    """A body that must be whole by a deadline: httpx's own timeout never fires on a server that drips."""
+
+    def __init__(self, stream: httpx.SyncByteStream, deadline: float, seconds: float) -> None:
+        self._stream = stream
+        self._deadline = deadline
+        self._seconds = seconds
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for chunk in self._stream:
+            size += len(chunk)
+            if time.monotonic() > self._deadline:
+                raise Transient(f"no whole answer within {self._seconds:g} s (CONTIO_TIMEOUT_SECONDS)")
+            if size > MAX_JSON_BYTES:
+                raise BrokenAnswer(f"an answer has more than {MAX_JSON_BYTES >> 20} MB")
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
 class Sink(Protocol):
     """Where downloaded bytes go."""
 
@@ -120,7 +145,7 @@ class Client:
                 for url in (settings.api_url, settings.token_url)
                 if is_loopback(url)
             },
-            event_hooks={"request": [self._count]},
+            event_hooks={"request": [self._sent], "response": [self._bound]},
         )
         # One client serves many users: a cookie set for one must never go out with another's request.
         self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -201,12 +226,15 @@ class Client:
         def once() -> Download:
             what = f"GET {path}"
             request = self._http.build_request(
-                "GET", self._api.join(path), headers={"Accept": "*/*", "Accept-Encoding": "identity"}
+                "GET",
+                self._api.join(path),
+                headers={"Accept": "*/*", "Accept-Encoding": "identity"},
+                extensions={_UNBOUNDED: True},
             )
             response = self._http.send(request, auth=self._auth(account), stream=True)
             try:
                 if not response.is_success:
-                    self._check(response, self._body(response, self._deadline()), what)
+                    self._check(response, self._body(response), what)
                 sink, size, since, before = new_sink(), 0, time.monotonic(), 0
                 for chunk in response.iter_bytes():
                     size += len(chunk)
@@ -232,11 +260,10 @@ class Client:
         what = f"GET {path}"
 
         def once() -> R:
-            deadline = self._deadline()
             request = self._http.build_request("GET", self._api.join(path), params=params)
             response = self._http.send(request, auth=self._auth(account), stream=True)
             try:
-                body = self._body(response, deadline)
+                body = self._body(response)
             finally:
                 response.close()
             self._check(response, body, what)
@@ -306,18 +333,13 @@ class Client:
             cause = cause.__cause__ or cause.__context__
         return Transient(f"{what}: no answer from {self._api.host} ({type(error).__name__}: {error})")
 
-    def _deadline(self) -> float:
-        return time.monotonic() + self._settings.timeout_seconds
-
-    def _body(self, response: httpx.Response, deadline: float) -> bytes:
-        """The whole answer, by the deadline: httpx's own timeout never fires on a server that drips."""
+    def _body(self, response: httpx.Response) -> bytes:
+        """The whole answer, decompressed."""
         chunks, size = [], 0
         for chunk in response.iter_bytes():
             size += len(chunk)
             if size > MAX_JSON_BYTES:
                 raise BrokenAnswer(f"the API answered with more than {MAX_JSON_BYTES >> 20} MB of JSON")
-            if time.monotonic() > deadline:
-                raise Transient(f"no whole answer within {self._settings.timeout_seconds:g} s (CONTIO_TIMEOUT_SECONDS)")
             chunks.append(chunk)
         self._add(bytes=size)
         return b"".join(chunks)
@@ -337,9 +359,19 @@ class Client:
             )
         return self._auths[account]
 
-    def _count(self, request: httpx.Request) -> None:
+    def _sent(self, request: httpx.Request) -> None:
+        """Called before anything is sent, token requests and repeated ones included."""
+        request.extensions.setdefault("timeout", self._http.timeout.as_dict())
+        request.extensions[_DEADLINE] = time.monotonic() + self._settings.timeout_seconds
         if str(request.url).startswith(str(self._api)):
             self._add(requests=1)
+
+    def _bound(self, response: httpx.Response) -> None:
+        """Called before anything of a body is read."""
+        if not (response.is_success and _UNBOUNDED in response.request.extensions):
+            assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - the client is not an async one
+            seconds = self._settings.timeout_seconds
+            response.stream = _Bounded(response.stream, response.request.extensions[_DEADLINE], seconds)
 
     def _add(self, *, requests: int = 0, throttled: int = 0, bytes: int = 0) -> None:  # noqa: A002 - as in Traffic
         with self._counting:

@@ -12,6 +12,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from contio_pipeline.folders import private_folder
+
 _READ_BYTES = 1 << 20
 
 
@@ -21,9 +23,7 @@ class Incoming:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         incoming = folder / "incoming"
-        for part in (folder, incoming):
-            part.mkdir(exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(dir=incoming)
+        descriptor, name = tempfile.mkstemp(dir=private_folder(incoming))
         self._file = os.fdopen(descriptor, "wb")
         self._path = Path(name)
         self._hash = hashlib.sha256()
@@ -42,8 +42,7 @@ class Incoming:
         self._file.close()
         digest = self._hash.hexdigest()
         target = path_of(self._folder, digest)
-        for part in (target.parent.parent, target.parent):
-            part.mkdir(exist_ok=True, mode=0o700)
+        private_folder(target.parent)
         self._path.replace(target)
         for folder in (target.parent, target.parent.parent, self._folder):
             descriptor = os.open(folder, os.O_RDONLY)
@@ -55,7 +54,8 @@ class Incoming:
 
     def drop(self) -> None:
         """Forget the bytes; does nothing once they were kept."""
-        self._file.close()
+        with suppress(OSError):  # a full disk fails once more, and then lets go
+            self._file.close()
         with suppress(FileNotFoundError):
             self._path.unlink()
 

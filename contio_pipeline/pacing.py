@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from contio_pipeline.folders import private_folder
+
 _LONGEST_NAP = 5.0
 """Seconds between two looks at the table while it is full: another process may have freed slots."""
 
@@ -133,7 +135,7 @@ class Budget:
         return connection
 
     def _open(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._path.parent)
         connection = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous=OFF")
         connection.execute("PRAGMA journal_mode=WAL")

@@ -99,7 +99,7 @@ def _error_fields(body: bytes) -> dict[str, str]:
     if not isinstance(value, dict):
         return {"code": "", "request_id": "", "text": "(not an answer of the API itself)" if body else ""}
     # API errors carry code and error (message is deprecated); OAuth and rate limit errors carry error as the code.
-    texts = {key: field for key, field in value.items() if isinstance(field, str)}
+    texts = {key: _printable(field) for key, field in value.items() if isinstance(field, str)}
     code = texts.get("code") or (texts.get("error", "") if "error_description" in texts else "")
     text = texts.get("error_description") or texts.get("error") or texts.get("message", "")
     return {
@@ -107,6 +107,12 @@ def _error_fields(body: bytes) -> dict[str, str]:
         "request_id": texts.get("request_id", "")[:100],
         "text": f"{code} {text}".strip()[:300],
     }
+
+
+def _printable(text: str) -> str:
+    """A server's words as one line that can be printed and stored, without a token that it may have repeated."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"cto_[A-Za-z]+_\w+", "(token)", line)
 
 
 def read_retry_after(value: str | None, now: datetime) -> float | None:
@@ -117,9 +123,9 @@ def read_retry_after(value: str | None, now: datetime) -> float | None:
         return float(value)
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +235,9 @@ def fill_path(template: str, **values: str) -> str:
     """Put ids into a path; each is escaped whole, so that an id cannot become another path.
 
     Raises:
-        ApiError: an id of only dots, which no server could be asked for.
+        ApiError: an id of only dots, or with half of a surrogate pair, which no server could be asked for.
     """
     for value in values.values():
-        if not value.strip("."):
+        if not value.strip(".") or any("\ud800" <= character <= "\udfff" for character in value):
             raise ApiError(f"the id {value!r} cannot be asked for")
     return template.format(**{name: quote(value, safe="") for name, value in values.items()})

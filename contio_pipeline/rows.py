@@ -113,34 +113,42 @@ def _row(item: Any, coercions: list[tuple[str, Callable[[Any], Any]]], known: fr
         raise BrokenPromise(f"a row is {_kind_of(item)}, not an object")
     if not _usable_id(item.get("id")):
         raise BrokenPromise("the row has no usable id")
-    row: dict[str, Any] = {}
-    extra = {name: value for name, value in item.items() if name not in known} if item.keys() - known else {}
     try:
-        for name, coerce in coercions:
-            value = item.get(name)
-            if value is None:
-                row[name] = None
-                continue
-            try:
-                row[name] = coerce(value)
-            except NoInstant:
-                row[name] = None
-                extra[name] = value
-            except BrokenPromise as problem:
-                raise BrokenPromise(f"{name} {problem}") from None
-        row["_extra"] = compact_json(extra) if extra else None
-        row["_hash"] = hashlib.sha256(_canonical(item)).hexdigest()
+        return _coerced(item, coercions, known)
+    except RecursionError:
+        raise BrokenPromise("the row is nested too deeply") from None
     except UnicodeEncodeError:
         raise BrokenPromise("a text holds half of a surrogate pair, which no encoding can store") from None
+    except BrokenPromise:
+        raise
     except ValueError as problem:
-        if isinstance(problem, BrokenPromise):
-            raise
         raise BrokenPromise(f"a number cannot be stored ({problem})") from None
+
+
+def _coerced(
+    item: dict[str, Any], coercions: list[tuple[str, Callable[[Any], Any]]], known: frozenset[str]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    extra = {name: value for name, value in item.items() if name not in known} if item.keys() - known else {}
+    for name, coerce in coercions:
+        value = item.get(name)
+        try:
+            row[name] = None if value is None else coerce(value)
+        except NoInstant:
+            row[name] = None
+            extra[name] = value
+        except BrokenPromise as problem:
+            raise BrokenPromise(f"{name} {problem}") from None
+    row["_extra"] = compact_json(extra) if extra else None
+    row["_hash"] = hashlib.sha256(_canonical(item)).hexdigest()
     return row
 
 
 def _set_aside(item: Any, reason: str) -> Broken:
-    raw = json.dumps(item)
+    try:
+        raw = json.dumps(item)
+    except RecursionError:
+        raw = '"(nested too deeply to be written down)"'
     identity = item.get("id") if isinstance(item, dict) else None
     if _usable_id(identity):
         return Broken(str(identity), has_id=True, reason=reason, raw=raw)

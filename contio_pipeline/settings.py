@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import ssl
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from platformdirs import user_state_path
 from pydantic import (
@@ -42,13 +43,21 @@ def is_loopback(url: str) -> bool:
 
 def _http_url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in {"https", "http"} or not parts.hostname:
+    whole = not any(character.isspace() for character in value)
+    if not whole or parts.scheme not in {"https", "http"} or not parts.hostname or not _is_port(parts):
         raise ValueError("must be a URL such as https://api.contio.ai")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("must be a plain URL: no user, password, query or fragment")
     if parts.scheme == "http" and not is_loopback(value):
         raise ValueError("must begin with https:// (plain http is accepted for this machine's loopback address only)")
     return value.rstrip("/")
+
+
+def _is_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 Url = Annotated[str, AfterValidator(_http_url)]
@@ -92,20 +101,28 @@ class Settings(BaseSettings):
             values = dotenv_settings()
             folder = Path(str(getattr(dotenv_settings, "env_file", None) or ".env")).absolute().parent
             paths = [name for name in ("data_dir", "state_dir", "ca_bundle") if values.get(name)]
-            return values | {name: folder / Path(values[name]).expanduser() for name in paths}
+            return values | {name: folder / _expanded(values[name]) for name in paths}
 
         return init_settings, env_settings, dotenv  # type: ignore[return-value]
 
     @field_validator("data_dir", "state_dir", "ca_bundle")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
-        return value and Path(os.path.abspath(value.expanduser()))  # noqa: PTH100 - resolve() would follow links
+        try:
+            return value and Path(os.path.abspath(value.expanduser()))  # noqa: PTH100 - resolve() would follow links
+        except RuntimeError:
+            raise ValueError(f"must be a folder or file; {value} names a user who is not known here") from None
 
     @field_validator("ca_bundle")
     @classmethod
     def _readable(cls, value: Path | None) -> Path | None:
         if value and not value.is_file():
             raise ValueError(f"must be a file of PEM certificates; there is none at {value}")
+        try:
+            if value:
+                ssl.create_default_context(cafile=value)
+        except (ssl.SSLError, OSError):
+            raise ValueError(f"must be a file of PEM certificates; {value} holds none") from None
         return value
 
     @field_validator("client_id")
@@ -148,6 +165,14 @@ class Settings(BaseSettings):
                 "from Contio's developer settings"
             )
         return self.client_id, self.client_secret
+
+
+def _expanded(text: str) -> Path:
+    """The path with `~` filled in; left alone where that names nobody, for the validator to refuse."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def midnight(day: date) -> datetime:

@@ -126,20 +126,27 @@ class Stream:
     def __post_init__(self) -> None:
         """Refuse declarations that the rest could only misread."""
         kinds = {column.name: column.kind for column in self.columns}
+
+        def is_kind(name: str | None, kind: Kind) -> bool:
+            return name is None or kinds.get(name) == kind
+
         rules = {
-            "column names are unique": len(kinds) == len(self.columns),
+            "column names are unique": len({column.name for column in self.data_columns}) == len(self.data_columns),
             "no column begins with an underscore": not any(name.startswith("_") for name in kinds),
             "there is a text column `id`": kinds.get("id") == "text",
             "date_field is a timestamp column": kinds.get(self.date_field) == "timestamp",
-            "version_field is a timestamp column": kinds.get(self.version_field or "", "timestamp") == "timestamp",
-            "deleted_field is a timestamp column": kinds.get(self.deleted_field or "", "timestamp") == "timestamp",
-            "alias_field is a text column": kinds.get(self.alias_field or "", "text") == "text",
-            "status_field is a text column": kinds.get(self.status_field or "", "text") == "text",
+            "version_field is a timestamp column": is_kind(self.version_field, "timestamp"),
+            "deleted_field is a timestamp column": is_kind(self.deleted_field, "timestamp"),
+            "alias_field is a text column": is_kind(self.alias_field, "text"),
+            "status_field is a text column": is_kind(self.status_field, "text"),
             "contents have a processing state": (self.content_path is None) == (self.status_field is None),
             "a list of its own per parent has {parent_id} in its path": (self.parent is not None)
             == ("{parent_id}" in self.path),
             "lists below a parent take no dates": self.parent is None or self.dates == "none",
             "detail_path has {id}": "{id}" in self.detail_path,
+            "content_path has {id}": "{id}" in (self.content_path or "{id}"),
+            "only lists below a parent have {parent_id}": bool(self.parent)
+            or "{parent_id}" not in f"{self.path} {self.detail_path} {self.content_path}",
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:

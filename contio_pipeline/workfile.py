@@ -21,6 +21,7 @@ import duckdb
 import pyarrow as pa
 
 from contio_pipeline.errors import ConfigError, StorageError, WarehouseBusy
+from contio_pipeline.folders import private_folder
 from contio_pipeline.streams import META, STREAMS, Column, Kind, Stream, Table, tables
 
 SCHEMA_VERSION = 1
@@ -257,7 +258,7 @@ def insert(connection: duckdb.DuckDBPyConnection, table: Table, row: Mapping[str
 def _take_lock(data_dir: Path) -> int:
     """The descriptor that holds the data folder's writer lock until it is closed."""
     try:
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(data_dir)
         descriptor = os.open(data_dir / ".writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StorageError(

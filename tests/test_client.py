@@ -82,6 +82,9 @@ def new_client(sandbox: Sandbox, tmp_path: Path) -> Iterator[NewClient]:
                 "timeout_seconds": 10,
                 "retry_seconds": 30,
             }
+            if "ca_bundle" not in overrides:
+                (tmp_path / "ca.pem").write_text(CERTIFICATE)
+                values["ca_bundle"] = tmp_path / "ca.pem"  # read in no time, unlike the system's authorities
             store = TokenStore(tmp_path / "state")
             for name in ("ana", "bo"):
                 if name not in store.names():
@@ -484,7 +487,7 @@ def test_closing_ends_what_is_waiting(sandbox: Sandbox, new_client: NewClient) -
 def drip(send: Send, _head: str) -> None:
     with suppress(OSError):
         send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        for _ in range(1000):
+        for _ in range(100):
             send(b" ")
             time.sleep(0.02)
 
@@ -494,6 +497,23 @@ def test_an_answer_that_drips_is_not_waited_for(new_client: NewClient) -> None:
         client = new_client(api_url=server.url, timeout_seconds=0.5, retry_seconds=0)
         with pytest.raises(Transient, match=r"no whole answer within 0\.5 s \(CONTIO_TIMEOUT_SECONDS\)"):
             client.read("ana", "profile")
+
+
+def test_a_token_endpoint_that_drips_is_not_waited_for(sandbox: Sandbox, new_client: NewClient) -> None:
+    with raw(drip) as server:
+        client = new_client(token_url=server.url, timeout_seconds=0.5, retry_seconds=0)
+        sandbox.expire_access_tokens()
+        with pytest.raises(Transient, match=r"no whole answer within 0\.5 s"):
+            client.read("ana", "profile")
+    assert statuses(sandbox) == [401]
+
+
+@pytest.mark.parametrize("act", ["read", "download"])
+def test_a_refusal_that_drips_is_not_waited_for(act: str, new_client: NewClient) -> None:
+    with raw(lambda send, head: drip(lambda data: send(data.replace(b"200 OK", b"401 No")), head)) as server:
+        client = new_client(api_url=server.url, timeout_seconds=0.5, retry_seconds=0)
+        with pytest.raises(Transient, match=r"no whole answer within 0\.5 s"):
+            client.read("ana", "profile") if act == "read" else client.download("ana", CONTENT, Sinks())
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(new_client: NewClient) -> None:
@@ -541,18 +561,18 @@ def test_a_cookie_set_for_one_account_is_never_sent_for_another(new_client: NewC
 
 
 def test_a_certificate_that_is_not_trusted_is_final_and_says_what_to_set(new_client: NewClient, tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").write_text(CERTIFICATE)
+    (tmp_path / "server.pem").write_text(CERTIFICATE)
     (tmp_path / "key.pem").write_text(KEY)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(tmp_path / "ca.pem", tmp_path / "key.pem")
+    tls.load_cert_chain(tmp_path / "server.pem", tmp_path / "key.pem")
     with raw(lambda send, _: send(whole(b'{"id": "a"}')), tls) as server:
-        client = new_client(api_url=server.url)
+        client = new_client(api_url=server.url, ca_bundle=None)
         with pytest.raises(ApiError, match=r"certificate is not trusted .*: set CONTIO_CA_BUNDLE") as error:
             client.read("ana", "profile")
         assert not isinstance(error.value, Transient)
         assert client.traffic.requests == 1
         assert server.heads == []
-        assert new_client(api_url=server.url, ca_bundle="ca.pem").read("ana", "profile") == {"id": "a"}
+        assert new_client(api_url=server.url, ca_bundle="server.pem").read("ana", "profile") == {"id": "a"}
 
 
 # Pages ----------------------------------------------------------------------------------------------------------------

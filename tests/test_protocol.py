@@ -438,11 +438,12 @@ def test_more_rows_than_announced_are_a_problem() -> None:
     assert PagePlan(Page(made(3), 2, 0)).problem == "a page had 3 rows where 2 were due"
 
 
-def test_pages_of_one_row_cover_the_list_but_are_never_taken_for_complete() -> None:
-    plan, pages = read(1, made(4), [made(4)])
-    assert [page.items[0] for page in pages] == made(4)
-    assert plan.problem  # nothing overlaps, so that nothing would show a row that moved
-    assert PagePlan(Page(made(1), 1, 0)).problem is None
+def test_pages_of_one_row_cover_the_list_and_only_a_new_total_shows_a_change() -> None:
+    rows = made(4)
+    plan, pages = read(1, rows, [rows])
+    assert (plan.problem, [page.items[0] for page in pages]) == (None, rows)
+    for shift in ("a deletion at the front", "an insertion at the front"):
+        assert read(1, rows, [rows, SHIFTS[shift](rows)])[0].problem
 
 
 def test_rows_are_the_same_by_id_or_else_by_all_they_hold() -> None:
