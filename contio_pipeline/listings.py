@@ -5,6 +5,7 @@ What lives here: top-level lists, the lists of parents, confirming by id. What n
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from contio_pipeline.errors import AccountError, ApiError, ContioError, Forbidde
 from contio_pipeline.protocol import Page, fill_path, row_identity
 from contio_pipeline.rows import decode
 from contio_pipeline.streams import PROFILE_PATH, Stream, stream_named
-from contio_pipeline.warehouse import Listing, Scope, Stage
+from contio_pipeline.warehouse import A_DAY, Listing, Scope, Stage
 from contio_pipeline.work import FAILURES_IN_A_ROW, Done, StreamReport, Work
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,8 @@ class Lister:
         failure = self._read_list(report, stream, stage, dates)
         self._judge_quarantine(report, *stage.broken())
         probe_only = dates and not self._warehouse.assumption_holds(report.account, stream)
-        scope = Scope(dates=dates, at_most=1 if probe_only else None)
+        full = self._work.window.start is None
+        scope = Scope(dates=dates, undated=full, at_most=1 if probe_only else None)
         window, now = self._work.window, datetime.now(UTC)
         changes = self._warehouse.commit(stage, report.account, window, report.listing, scope, self._work.run_id, now)
         report.changes.add(changes)
@@ -398,9 +400,17 @@ class Lister:
 
 
 def _within(stream: Stream, item: dict[str, Any], dates: tuple[datetime, datetime]) -> bool:
-    """Whether the row's own date lies in the half-open range."""
-    moments = decode(stream.columns, [item]).rows.column(stream.date_field).to_pylist()
-    return bool(moments and moments[0] and dates[0] <= moments[0] < dates[1])
+    """Whether the row's own date lies in the half-open range; a day without a zone must lie in it in every zone."""
+    rows = decode(stream.columns, [item]).rows.select([stream.date_field, "_extra"]).to_pylist()
+    if not rows:
+        return False
+    moment = rows[0][stream.date_field]
+    if moment is not None:
+        return bool(dates[0] <= moment < dates[1])
+    text = json.loads(rows[0]["_extra"] or "{}").get(stream.date_field)
+    if text is None:
+        return False
+    return dates[0] + A_DAY <= datetime.fromisoformat(text).replace(tzinfo=UTC) < dates[1] - A_DAY
 
 
 def _instant(moment: datetime) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import duckdb
@@ -27,6 +27,9 @@ from contio_pipeline.streams import (
 )
 from contio_pipeline.workfile import WorkFile, column_list, insert, quoted
 
+A_DAY = timedelta(days=1)
+"""Between a time without a zone and the same time in any zone lie at most 14 hours."""
+
 _FLUSH_ROWS = 2000
 
 
@@ -35,7 +38,9 @@ class Scope:
     """Which stored rows a complete listing should have returned.
 
     Attributes:
-        dates: half-open range of the stream's `date_field`; None expects rows of any date, undated ones too.
+        dates: half-open range of the stream's `date_field`; None expects rows of any date, undated ones too. A day or a
+            time without a zone counts when it lies in the range in every zone.
+        undated: whether rows that name no day at all are expected in spite of `dates`.
         parents: ids of the parents whose lists were read; None where the stream has none.
         at_most: how many missing rows may be marked; None for any number.
         loss_share: a listing that lacks more than this share of the account's live rows is not believed.
@@ -43,6 +48,7 @@ class Scope:
     """
 
     dates: tuple[datetime, datetime] | None = None
+    undated: bool = False
     parents: tuple[str, ...] | None = None
     at_most: int | None = None
     loss_share: float = 0.5
@@ -222,8 +228,13 @@ class Warehouse(WorkFile):
         more: dict[str, Any] = {}
         if scope.dates:
             date_field = quoted(stream.date_field)
-            expected += f" AND {date_field} >= $start AND {date_field} < $end AND NOT _window_blind"
-            more |= {"start": scope.dates[0], "end": scope.dates[1]}
+            unzoned = f"TRY_CAST(_extra ->> '{stream.date_field}' AS TIMESTAMP)"
+            expected += f""" AND NOT _window_blind AND CASE
+                WHEN {date_field} IS NOT NULL THEN {date_field} >= $start AND {date_field} < $end
+                WHEN {unzoned} IS NOT NULL THEN {unzoned} >= $inner_start AND {unzoned} < $inner_end
+                ELSE {str(scope.undated).lower()} END"""
+            start, end = scope.dates
+            more |= {"start": start, "end": end, "inner_start": start + A_DAY, "inner_end": end - A_DAY}
         if scope.parents is not None:
             expected += " AND _parent_id IN (SELECT unnest($parents::VARCHAR[]))"
             more["parents"] = list(scope.parents)

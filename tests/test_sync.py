@@ -202,6 +202,19 @@ def test_an_outage_is_not_a_clean_out(new_place: NewPlace) -> None:
     assert place.sync(streams=["meetings"]).complete
 
 
+def test_events_without_an_instant_are_missed_too(place: Place) -> None:
+    place.sync(accounts=["ana"], streams=["calendar_events"])
+    unzoned = place.query("SELECT id FROM raw.calendar_events WHERE start_time IS NULL")
+    assert unzoned
+    place.world.delete("calendar_events", ids=[identity for (identity,) in unzoned])
+    report = place.sync(accounts=["ana"], streams=["calendar_events"])
+    assert report.complete
+    assert report.total("deleted") == len(unzoned)
+    assert place.query("SELECT count(*) FROM raw.calendar_events WHERE start_time IS NULL AND _deleted_at IS NULL") == [
+        (0,)
+    ]
+
+
 # Windows --------------------------------------------------------------------------------------------------------------
 
 OCTOBER = Window(day("2026-10-01"), day("2026-11-01"))

@@ -97,6 +97,10 @@ def test_only_a_complete_listing_marks_what_it_lacks(warehouse: Warehouse) -> No
         ("2026-11-01T00:00:00Z", False),
         ("2026-09-30T23:59:59Z", False),
         (None, False),
+        ("2026-10-02", True),  # an all-day event: in the window in every zone
+        ("2026-10-15T09:00:00", True),
+        ("2026-10-01", False),  # in some zones it begins before the window
+        ("2026-10-31", False),
     ],
 )
 def test_a_window_expects_the_rows_dated_in_it_half_open(warehouse: Warehouse, start_time: str, expected: bool) -> None:
