@@ -175,6 +175,7 @@ def _publish(warehouse: Warehouse, data_dir: Path, now: datetime) -> tuple[Gener
     generation = data_dir / "generations" / name
     generation.parent.mkdir(exist_ok=True)
     staging.rename(generation)
+    staging.parent.rmdir()
     _sync_folder(generation.parent)
     _flip(data_dir, generation)
     return Generation(generation, manifest), True
