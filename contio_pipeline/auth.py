@@ -129,12 +129,13 @@ class TokenStore:
             os.close(folder)
 
     def remove(self, name: str) -> None:
-        """Forget the account's tokens.
+        """Forget the account's tokens, damaged ones too.
 
         Raises:
             ConfigError: there is no such account.
         """
-        self.read(name)
+        if name not in self.names():
+            self.read(name)
         self._path(name).unlink()
 
     @contextmanager
@@ -270,11 +271,15 @@ class AccountAuth(httpx.Auth):
         )
 
     def _without_secrets(self, stored: Tokens, body: bytes) -> bytes:
-        """The answer, for messages: a server may repeat what it was sent."""
+        """The JSON answer, for messages: a server may repeat what it was sent, escaped in its own way."""
+        try:
+            text = json.dumps(json.loads(body), ensure_ascii=False)
+        except (ValueError, RecursionError):
+            return body  # no word of what is not JSON goes into a message
         for secret in (stored.refresh_token, self._credentials[1].get_secret_value()):
-            for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe="")):
-                body = body.replace(form.encode(), b"(secret)")
-        return body
+            for form in (json.dumps(secret, ensure_ascii=False)[1:-1], quote(secret, safe="")):
+                text = text.replace(form, "(secret)")
+        return text.encode(errors="replace")
 
     def bind(self, profile_id: str) -> None:
         """Remember whose tokens these are.

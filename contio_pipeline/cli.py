@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import csv
 import inspect
+import io
 import json
 import logging
+import math
 import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
@@ -30,10 +34,14 @@ from contio_pipeline.errors import AccountError, ApiError, ConfigError, ContioEr
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from contio_pipeline.auth import Tokens, TokenStore
     from contio_pipeline.settings import Settings
     from contio_pipeline.work import StreamReport, SyncReport
 
 F = TypeVar("F", bound=Callable[..., None])
+
+_STOPPED = 130  # as a shell reports Ctrl-C
+_A_MINUTE = 60.0
 
 log = logging.getLogger("contio_pipeline")
 
@@ -72,29 +80,41 @@ def main() -> None:
     """Run the command line; no traceback ever reaches a user."""
     os.umask(0o077)  # the warehouse's side files, too, are nobody else's; publish opens up what readers get
     signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it is None when the caller closed it
+            stream.reconfigure(errors="backslashreplace")
     code: int | str | None = 0
     try:
         app(prog_name="contio-pipeline", standalone_mode=True)
     except ContioError as error:
         print(f"Error: {error}", file=sys.stderr)
         code = error.exit_code
+    except SystemExit as ending:
+        code = ending.code
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"Error: {error}", file=sys.stderr)
         code = 1
-    except Exception as error:  # noqa: BLE001 - the last line of defence; the place goes to the log
-        print(
-            f"Error: unexpected {type(error).__name__} ({error}). Nothing was half-written. Please report it with what "
-            "`contio-pipeline --verbose …` says.",
-            file=sys.stderr,
-        )
-        place = error.__traceback__
-        while place:
-            log.info("  at %s line %s", place.tb_frame.f_code.co_qualname, place.tb_lineno)
-            place = place.tb_next
-        code = 1
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        code = _STOPPED if "interrupted" in str(error).lower() else _unexpected(error)  # DuckDB's word for Ctrl-C
+    if code == _STOPPED:
+        print("Stopped. What was committed stays; run the command again to go on.", file=sys.stderr)
     sys.exit(code)
+
+
+def _unexpected(error: Exception) -> int:
+    """Say that something happened that nobody foresaw; the places go to the log."""
+    print(
+        f"Error: unexpected {type(error).__name__} ({error}). Nothing was half-written. Please report it with what "
+        "`contio-pipeline --verbose …` says.",
+        file=sys.stderr,
+    )
+    place = error.__traceback__
+    while place:
+        log.info("  at %s line %s", place.tb_frame.f_code.co_qualname, place.tb_lineno)
+        place = place.tb_next
+    return 1
 
 
 def _stop(_signal: int, _frame: object) -> None:
@@ -181,12 +201,16 @@ def sync(
 
 
 def _window(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
-    if until and not since:
+    if until is not None and since is None:
         raise ConfigError("--until needs --since: a window has a beginning")
-    if not since:
+    if since is None:
         return None, None
     start = _moment("--since", since)
-    end = _moment("--until", until) if until else _moment("", str(datetime.now(UTC).date() + timedelta(days=1)))
+    end = (
+        _moment("--until", until)
+        if until is not None
+        else _moment("", str(datetime.now(UTC).date() + timedelta(days=1)))
+    )
     if start >= end:
         raise ConfigError(f"the window is empty: --since {since} is not before --until {until or end.date()}")
     return start, end
@@ -259,6 +283,7 @@ class _Progress:
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task("starting", total=None)
         self._what = ""
+        self._said = -_A_MINUTE
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -275,6 +300,10 @@ class _Progress:
         self._progress.update(self._task, description=self._what, completed=done, total=total)
 
     def waiting(self, seconds: float) -> None:
+        now = time.monotonic()
+        if not self._terminal and now > self._said + _A_MINUTE:
+            self._said = now
+            print(f"{self._what}: waiting for the request budget", file=sys.stderr)
         self._progress.update(self._task, description=f"{self._what}: waiting for the request budget ({seconds:.0f} s)")
 
     def finished(self, report: StreamReport) -> None:
@@ -363,12 +392,19 @@ def query(
             print("[", end="")
             for number, row in enumerate(answer.rows):
                 values = [
-                    json.loads(value) if kind == "JSON" and value is not None else value
+                    json.loads(value) if kind == "JSON" and value is not None else _json_value(value)
                     for value, kind in zip(row, answer.kinds, strict=True)
                 ]
                 record = dict(zip(answer.names, values, strict=True))
                 print("," if number else "", json.dumps(record, ensure_ascii=False, default=_text), sep="\n", end="")
             print("\n]")
+
+
+def _json_value(value: Any) -> Any:
+    """What JSON can hold: no infinity, and a sum of integers, which DuckDB makes 128 bits wide, as a number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
 
 
 def _text(value: Any) -> str:
@@ -391,7 +427,9 @@ def _table(names: Iterable[str], rows: Iterable[Sequence[Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     found = [list(row) for row in rows]
     for position, name in enumerate(names):
-        number = any(isinstance(row[position], int | float) and not isinstance(row[position], bool) for row in found)
+        number = any(
+            isinstance(row[position], int | float | Decimal) and not isinstance(row[position], bool) for row in found
+        )
         table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
     for row in found:
         table.add_row(*(Text("" if value is None else _shown(value)) for value in row))
@@ -402,7 +440,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     text = _text(value)
-    return "".join(c if c.isprintable() else " " for c in text)
+    return "".join(c if c.isprintable() or c == "\u200d" else " " for c in text)  # the joiner makes one emoji of two
 
 
 def _print(table: Table) -> None:
@@ -462,20 +500,33 @@ def accounts_add(
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError("standard input held no refresh token: one line such as cto_rt_v1_… was expected")
     with store.lock(name):
-        before = store.read(name) if name in store.names() else None
+        before = _known_tokens(store, name)
         store.write(name, Tokens(token, profile_id=before.profile_id if before else ""))
     try:
         who = _try_account(settings, name)
-    except AccountError:
+    except AccountError as error:
+        used_up = store.read(name).refresh_token != token
         if before:
             store.write(name, before)
         else:
             store.remove(name)
+        if (
+            used_up
+        ):  # it is another user's: the trial exchanged it, and what it was exchanged for is not kept under this name
+            raise AccountError(f"{error} (with a new token: this one was used up by the check)") from None
         raise
     except (ApiError, ConfigError) as error:
         print(f"Added account {name}. It could not be tried yet: {error}", file=sys.stderr)
     else:
         print(f"Added account {name}: {who}. Next: contio-pipeline sync --account {name}")
+
+
+def _known_tokens(store: TokenStore, name: str) -> Tokens | None:
+    """The account's tokens; None where there are none, or where they are damaged."""
+    try:
+        return store.read(name)
+    except ConfigError:
+        return None
 
 
 def _try_account(settings: Settings, name: str) -> str:
@@ -485,7 +536,7 @@ def _try_account(settings: Settings, name: str) -> str:
     settings.credentials()
     with Client(settings.model_copy(update={"retry_seconds": min(settings.retry_seconds, 5.0)})) as client:
         profile = client.profile(name, PROFILE_PATH)
-    return f"{profile.get('display_name') or 'no name'} <{profile.get('email') or 'no e-mail'}>"
+    return _shown(f"{profile.get('display_name') or 'no name'} <{profile.get('email') or 'no e-mail'}>")
 
 
 @_command(accounts_app, "list")
@@ -495,9 +546,12 @@ def accounts_list(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callb
     from contio_pipeline.settings import load_settings
 
     store = TokenStore(load_settings().state_dir)
-    rows = []
+    rows: list[list[Any]] = []
     for name in store.names():
-        tokens = store.read(name)
+        tokens = _known_tokens(store, name)
+        if tokens is None:
+            rows.append([name, "damaged: add it again", "", None, None])
+            continue
         used = datetime.fromtimestamp(tokens.refreshed_at, UTC) if tokens.refreshed_at else None
         rows.append([name, tokens.profile_id, tokens.scope, used, used and used + timedelta(days=30)])
     if rows:

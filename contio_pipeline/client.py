@@ -24,7 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 
 from contio_pipeline import __version__
 from contio_pipeline.auth import AccountAuth, TokenStore
-from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, Throttled, Transient
+from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, ConfigError, Throttled, Transient
 from contio_pipeline.pacing import Budget
 from contio_pipeline.protocol import (
     MAX_JSON_BYTES,
@@ -134,19 +134,24 @@ class Client:
             timeout=settings.timeout_seconds,
             sleep=self._wait_for_budget,
         )
-        self._http = httpx.Client(
-            headers={"Accept": "application/json", "User-Agent": f"contio-pipeline/{__version__}"},
-            timeout=settings.timeout_seconds,
-            limits=httpx.Limits(max_connections=IN_FLIGHT + 1, max_keepalive_connections=IN_FLIGHT + 1),
-            verify=ssl.create_default_context(cafile=settings.ca_bundle) if settings.ca_bundle else True,
-            # A proxy from the environment is never asked for this machine's own addresses.
-            mounts={
-                f"all://{urlsplit(url).netloc}": None
-                for url in (settings.api_url, settings.token_url)
-                if is_loopback(url)
-            },
-            event_hooks={"request": [self._sent], "response": [self._bound]},
-        )
+        try:
+            self._http = httpx.Client(
+                headers={"Accept": "application/json", "User-Agent": f"contio-pipeline/{__version__}"},
+                timeout=settings.timeout_seconds,
+                limits=httpx.Limits(max_connections=IN_FLIGHT + 1, max_keepalive_connections=IN_FLIGHT + 1),
+                verify=ssl.create_default_context(cafile=settings.ca_bundle) if settings.ca_bundle else True,
+                # A proxy from the environment is never asked for this machine's own addresses.
+                mounts={
+                    f"all://{urlsplit(url).netloc}": None
+                    for url in (settings.api_url, settings.token_url)
+                    if is_loopback(url)
+                },
+                event_hooks={"request": [self._sent], "response": [self._bound]},
+            )
+        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+            raise ConfigError(
+                f"HTTP cannot be set up ({error}): look at the proxy variables and SSL_CERT_FILE"
+            ) from None
         # One client serves many users: a cookie set for one must never go out with another's request.
         self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._threads = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="contio")

@@ -134,7 +134,7 @@ class Lister:
                     seen += len(page.items)
                     listing.total, problem = plan.total, plan.problem
                     self._listener.advanced(seen, plan.total)
-                    if problem and attempt < _PASSES:
+                    if problem and (attempt < _PASSES or not page.items):
                         break
             except (AccountError, ApiError) as error:
                 report.incomplete(str(error))
@@ -234,6 +234,8 @@ class Lister:
                 ):
                     listed.pages.append(page)
                     listed.total, listed.problem = plan.total, plan.problem
+                    if plan.problem and not page.items:  # a total that no pages bear out would be walked without end
+                        break
             except NotFound:  # the list of an unknown parent may be empty or missing: the API does not say
                 return _ChildList(parent)
             except ScopeMissing:
@@ -414,4 +416,4 @@ def _within(stream: Stream, item: dict[str, Any], dates: tuple[datetime, datetim
 
 
 def _instant(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"

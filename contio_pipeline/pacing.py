@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from contio_pipeline.errors import StorageError
 from contio_pipeline.folders import private_folder
 
 _LONGEST_NAP = 5.0
@@ -56,7 +57,8 @@ class Budget:
         try:
             yield
         finally:
-            self._connection().execute("UPDATE slots SET stamp = ? WHERE number = ?", (self._clock(), number))
+            with suppress(sqlite3.OperationalError):  # a full disk: the slot then stays taken for longer, which is safe
+                self._connection().execute("UPDATE slots SET stamp = ? WHERE number = ?", (self._clock(), number))
 
     def hold(self, seconds: float) -> None:
         """Let no process send anything for so long: the server said that the budget is used up."""
@@ -80,7 +82,13 @@ class Budget:
 
     def _acquire(self) -> int:
         while True:
-            wait, number = self._try()
+            try:
+                wait, number = self._try()
+            except sqlite3.OperationalError as error:
+                raise StorageError(
+                    f"the request budget {self._path} cannot be used ({error}): see that the disk is not full and the folder can "
+                    "be written; the file may be removed"
+                ) from error
             if not wait:
                 return number
             self._sleep(min(wait, _LONGEST_NAP))

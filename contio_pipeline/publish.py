@@ -33,6 +33,8 @@ from contio_pipeline.warehouse import Warehouse
 
 DATABASE = "contio.duckdb"
 UNDATED = "undated"
+_MANIFEST = {"generation", "published_at", "fingerprints", "fingerprints_of"}
+_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _KEEP = timedelta(days=1)
 """How long a generation stays after it was replaced: longer than any reader needs it."""
 
@@ -70,15 +72,21 @@ def current(data_dir: Path) -> Generation:
 
     Raises:
         NothingPublished: there is none yet.
+        StorageError: it is damaged; the next publish replaces it.
     """
     link = data_dir / "current"
     try:
         folder = link.resolve(strict=True)
-        return Generation(folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise NothingPublished(
             f"nothing is published in {data_dir} yet: run contio-pipeline sync (or set CONTIO_DATA_DIR to where it publishes)"
         ) from None
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not manifest.keys() >= _MANIFEST or not (folder / DATABASE).is_file():
+        raise StorageError(f"the published generation {link} is damaged: run contio-pipeline publish")
+    return Generation(folder, manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +107,12 @@ def ask(generation: Generation, sql: str) -> Answer:
     try:
         connection = duckdb.connect(generation.database, read_only=True, config={"autoinstall_known_extensions": False})
         connection.execute("SET TimeZone = 'UTC'")
+        statements = connection.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type not in _READING:
+            raise ConfigError("one statement that reads is expected, such as SELECT …: the published data is read-only")
         answer = connection.sql(sql)
         if answer is None:
-            raise ConfigError("that statement returns no rows: the published data is read-only")
+            raise ConfigError("that statement returns no rows")
         names, kinds = list(answer.columns), [str(kind) for kind in answer.types]
         batches = answer.to_arrow_reader()
     except duckdb.Error as error:
@@ -111,7 +122,7 @@ def ask(generation: Generation, sql: str) -> Answer:
         try:
             for batch in batches:
                 yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
-        except (duckdb.Error, OSError) as error:
+        except (duckdb.Error, OSError, OverflowError, ValueError) as error:
             raise ConfigError(f"the query failed: {error}") from None
         finally:
             connection.close()
@@ -131,7 +142,7 @@ def publish(warehouse: Warehouse, now: datetime) -> tuple[Generation, bool]:
     data_dir = warehouse.path.parent
     try:
         return _publish(warehouse, data_dir, now)
-    except OSError as error:
+    except (OSError, duckdb.Error) as error:
         raise StorageError(
             f"publishing to {data_dir} failed ({error}): the current generation stays as it was"
         ) from error
@@ -174,6 +185,7 @@ def _publish(warehouse: Warehouse, data_dir: Path, now: datetime) -> tuple[Gener
     _make_durable(staging)
     generation = data_dir / "generations" / name
     generation.parent.mkdir(exist_ok=True)
+    generation.parent.chmod(0o755)
     staging.rename(generation)
     staging.parent.rmdir()
     _sync_folder(generation.parent)
@@ -300,7 +312,7 @@ def _clean_up(data_dir: Path, now: datetime) -> None:
 def _current_or_none(data_dir: Path) -> Generation | None:
     try:
         return current(data_dir)
-    except NothingPublished:
+    except StorageError:
         return None
 
 

@@ -44,7 +44,7 @@ def is_loopback(url: str) -> bool:
 def _http_url(value: str) -> str:
     parts = urlsplit(value)
     whole = not any(character.isspace() for character in value)
-    if not whole or parts.scheme not in {"https", "http"} or not parts.hostname or not _is_port(parts):
+    if not whole or parts.scheme not in {"https", "http"} or not parts.hostname or not _is_address(parts):
         raise ValueError("must be a URL such as https://api.contio.ai")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("must be a plain URL: no user, password, query or fragment")
@@ -53,11 +53,13 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
-def _is_port(parts: SplitResult) -> bool:
+def _is_address(parts: SplitResult) -> bool:
     try:
-        return parts.port != 0
+        (parts.hostname or "").encode("idna")
+        port = parts.port
     except ValueError:
         return False
+    return port != 0
 
 
 Url = Annotated[str, AfterValidator(_http_url)]
@@ -101,7 +103,7 @@ class Settings(BaseSettings):
             values = dotenv_settings()
             folder = Path(str(getattr(dotenv_settings, "env_file", None) or ".env")).absolute().parent
             paths = [name for name in ("data_dir", "state_dir", "ca_bundle") if values.get(name)]
-            return values | {name: folder / _expanded(values[name]) for name in paths}
+            return values | {name: _resolved(folder, values[name]) for name in paths}
 
         return init_settings, env_settings, dotenv  # type: ignore[return-value]
 
@@ -112,6 +114,13 @@ class Settings(BaseSettings):
             return value and Path(os.path.abspath(value.expanduser()))  # noqa: PTH100 - resolve() would follow links
         except RuntimeError:
             raise ValueError(f"must be a folder or file; {value} names a user who is not known here") from None
+
+    @field_validator("data_dir")
+    @classmethod
+    def _fit_for_duckdb(cls, value: Path) -> Path:
+        if "?" in str(value):
+            raise ValueError("must not contain a question mark: DuckDB misplaces its log beside such a file")
+        return value
 
     @field_validator("ca_bundle")
     @classmethod
@@ -167,10 +176,10 @@ class Settings(BaseSettings):
         return self.client_id, self.client_secret
 
 
-def _expanded(text: str) -> Path:
-    """The path with `~` filled in; left alone where that names nobody, for the validator to refuse."""
+def _resolved(folder: Path, text: str) -> Path:
+    """The path below the folder, `~` filled in; left alone where `~` names nobody, for the validator to refuse."""
     try:
-        return Path(text).expanduser()
+        return folder / Path(text).expanduser()
     except RuntimeError:
         return Path(text)
 

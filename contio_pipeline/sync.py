@@ -67,8 +67,8 @@ def sync(
             "there are no accounts yet; add one: contio-pipeline accounts add NAME --refresh-token-stdin "
             "(the token comes from standard input)"
         )
-    for name in names:
-        store.read(name)
+    for name in set(names) - set(store.names()):
+        store.read(name)  # says which accounts there are; damaged tokens stop their own account only
     known = [stream.name for stream in declared]
     unknown = [name for name in streams if name not in known]
     if unknown:

@@ -31,6 +31,9 @@ STORAGE_VERSION = "v1.2.0"
 MIGRATIONS: Mapping[int, str] = {}
 """SQL that makes version `key + 1` of a warehouse of version `key`, run inside one transaction."""
 
+_OUT_OF_SPACE = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException, duckdb.TransactionException)
+"""What DuckDB raises when the disk or the memory is full; a commit that cannot be written is a TransactionException."""
+
 SQL_TYPES: dict[Kind, str] = {
     "text": "VARCHAR",
     "boolean": "BOOLEAN",
@@ -100,7 +103,10 @@ class WorkFile:
     @contextmanager
     def closed_file(self) -> Iterator[Path]:
         """The file, whole and closed by DuckDB, for as long as it takes to copy it; the lock stays."""
-        self.connection.execute("CHECKPOINT")
+        try:
+            self.connection.execute("CHECKPOINT")
+        except _OUT_OF_SPACE as error:
+            raise StorageError(f"{self.path} could not be written ({error}): what was committed stays") from error
         self.connection.close()
         self._connection = None
         try:
@@ -127,7 +133,7 @@ class WorkFile:
         except BaseException as error:
             with suppress(duckdb.Error):  # the failed statement may have ended the transaction
                 connection.execute("ROLLBACK")
-            if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.FatalException):
+            if isinstance(error, _OUT_OF_SPACE):
                 raise StorageError(
                     f"{self.path} could not be written ({error}): nothing of this step was kept"
                 ) from error

@@ -109,20 +109,22 @@ def test_accounts_are_listed_by_name_and_leftovers_are_not(store: TokenStore, fo
     assert store.names() == ["ana", "cem"]
 
 
-def test_nobody_else_can_read_the_tokens_whatever_the_umask(store: TokenStore, folder: Path) -> None:
+def test_nobody_else_can_read_the_tokens_whatever_the_umask(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "not" / "there" / "yet")
     before = os.umask(0)
     try:
         with store.lock("ana"):
             store.write("ana", FULL)
     finally:
         os.umask(before)
-    everything = [folder.parent, folder, *folder.iterdir()]
-    assert len(everything) == 4
-    assert {path.name: oct(path.stat().st_mode & 0o777) for path in everything} == {
-        "state": "0o700",
-        "accounts": "0o700",
-        "ana.json": "0o600",
-        ".ana.lock": "0o600",
+    made = {str(path.relative_to(tmp_path)): oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
+    assert made == {
+        "not": "0o700",
+        "not/there": "0o700",
+        "not/there/yet": "0o700",
+        "not/there/yet/accounts": "0o700",
+        "not/there/yet/accounts/ana.json": "0o600",
+        "not/there/yet/accounts/.ana.lock": "0o600",
     }
 
 
@@ -189,6 +191,10 @@ def test_an_unknown_account_is_refused_with_those_that_are_known_and_how_to_add_
         b"\xff\xfe",
         b'{"refresh_token": "cto_rt_v1_r", "expires_at": "soon"}',
         b'{"refresh_token": null}',
+        b'{"refresh_token": ""}',
+        b'{"refresh_token": 7}',
+        b'{"refresh_token": "cto_rt_v1_r", "access_token": null}',
+        b'{"refresh_token": "cto_rt_v1_r", "profile_id": ["x"]}',
     ],
 )
 def test_damaged_tokens_are_refused_without_quoting_them(content: bytes, store: TokenStore, folder: Path) -> None:
@@ -683,12 +689,17 @@ def test_no_token_is_in_any_log_line(
         (503, "unavailable"),
     ],
 )
-@pytest.mark.parametrize("echoed", ["refresh token", "client secret"])
+@pytest.mark.parametrize("echoed", ["refresh token", "client secret", "client secret as Go writes it"])
 def test_no_secret_is_in_any_message_even_when_the_server_repeats_it(
     status: int, error: str, echoed: str, sandbox: Sandbox, store: TokenStore, new_auth: NewAuth
 ) -> None:
-    auth = new_auth()
-    secret = store.read("ana").refresh_token if echoed == "refresh token" else sandbox.world.client_secret
+    own = "mine & <nobody else's>/+="
+    auth = new_auth(credentials=("me", SecretStr(own)))
+    secret = store.read("ana").refresh_token if echoed == "refresh token" else own
     body = json.dumps({"error": error, "error_description": f"cannot use {secret}", "request_id": secret})
+    if "Go" in echoed:
+        body = body.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     sandbox.faults = [Fault(TOKEN, status=status, body=body)]
-    assert secret not in texts(failing(auth, sandbox))
+    text = texts(failing(auth, sandbox))
+    assert secret not in text
+    assert "nobody else" not in text

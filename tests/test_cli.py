@@ -76,11 +76,23 @@ def test_query_prints_tables_csv_and_json(place: Place) -> None:
 
 def test_query_cannot_write_and_says_what_is_wrong_with_a_query(place: Place) -> None:
     place.sync(accounts=["ana"], streams=["meetings"])
-    for sql in ("DELETE FROM raw.meetings", "CREATE TABLE x (i INT)", "SELECT * FROM raw.nonsense", "SELEC"):
+    copy = f"COPY (SELECT 1) TO '{place.folder / 'written.csv'}'"
+    for sql in ("DELETE FROM raw.meetings", "CREATE TABLE x (i INT)", "SELECT * FROM raw.nonsense", "SELEC", copy, ""):
         done = call("query", sql, env=place.environment)
         assert done.returncode == 2, sql
         assert done.stderr.startswith("Error: ")
     assert place.query("SELECT count(*) FROM raw.meetings")[0][0] > 0
+    assert not (place.folder / "written.csv").exists()
+
+
+def test_query_prints_json_that_every_reader_takes(place: Place) -> None:
+    place.sync(accounts=["ana"], streams=["meetings"])
+    sql = "SELECT 1::DOUBLE / 0 AS endless, sum(2::BIGINT) AS total, TIMESTAMPTZ '2026-01-01' AS at"
+    done = call("query", sql, "--format", "json", env=place.environment)
+    assert json.loads(done.stdout) == [{"endless": None, "total": 2, "at": "2026-01-01T00:00:00+00:00"}]
+    ascii_only = {**place.environment, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    assert call("query", "SELECT '✓' AS mark", env=ascii_only).returncode == 0
+    assert call("query", "SELECT TIMESTAMPTZ 'infinity' AS never", env=place.environment).returncode == 2
 
 
 def test_before_anything_is_published_each_command_says_what_to_do(tmp_path: Path) -> None:
@@ -102,6 +114,7 @@ def test_before_anything_is_published_each_command_says_what_to_do(tmp_path: Pat
         (["sync", "--since", "2026-02-01", "--until", "2026-02-01"], "the window is empty"),
         (["sync", "--since", "2026-02-30"], "--since must be a day"),
         (["sync", "--since", "2026-02-01T10:00:00"], "--since must be a day"),
+        (["sync", "--since", ""], "--since must be a day"),
         (["sync", "--stream", "meeting"], "there is no stream 'meeting'; there are: meetings, action_items"),
         (["accounts", "add", "../x", "--refresh-token-stdin"], "cannot name an account"),
         (["accounts", "add", "x"], "--refresh-token-stdin"),
@@ -169,6 +182,26 @@ def test_a_refused_token_is_not_kept(place: Place) -> None:
     assert TokenStore(place.settings.state_dir).read("ana") == before
 
 
+def test_another_users_token_is_not_taken_under_the_same_name(place: Place) -> None:
+    place.sync(accounts=["ana"], streams=["meetings"])
+    before = TokenStore(place.settings.state_dir).read("ana")
+    token = place.sandbox.login("bo")
+    done = call("accounts", "add", "ana", "--refresh-token-stdin", env=place.environment, input=token)
+    assert done.returncode == 1
+    assert "under a new name" in done.stderr
+    assert "this one was used up by the check" in done.stderr
+    assert TokenStore(place.settings.state_dir).read("ana") == before
+
+
+def test_damaged_tokens_can_be_listed_replaced_and_removed(place: Place) -> None:
+    for name in ("ana", "bo"):
+        (place.settings.state_dir / "accounts" / f"{name}.json").write_text("{")
+    assert "damaged" in call("accounts", "list", env=place.environment).stdout
+    token = place.sandbox.login("ana")
+    assert call("accounts", "add", "ana", "--refresh-token-stdin", env=place.environment, input=token).returncode == 0
+    assert call("accounts", "remove", "bo", env=place.environment).returncode == 0
+
+
 def test_an_account_can_be_added_while_the_server_is_away(place: Place) -> None:
     env = {
         **place.environment,
@@ -217,7 +250,8 @@ def test_a_stopped_sync_ends_soon_and_the_next_one_completes(place: Place, how: 
     process.stderr.readline()
     process.send_signal(how)
     _, said = process.communicate(timeout=15)
-    assert process.returncode not in (0, 2)
+    assert process.returncode == 130
+    assert b"Stopped" in said
     assert b"Traceback" not in said
     place.sandbox.latency = 0
     assert call("sync", env=place.environment).returncode == 0

@@ -516,10 +516,12 @@ def test_a_refusal_that_drips_is_not_waited_for(act: str, new_client: NewClient)
             client.read("ana", "profile") if act == "read" else client.download("ana", CONTENT, Sinks())
 
 
-def test_a_server_that_says_nothing_is_not_waited_for(new_client: NewClient) -> None:
+@pytest.mark.parametrize("which", ["api_url", "token_url"])
+def test_a_server_that_says_nothing_is_not_waited_for(which: str, sandbox: Sandbox, new_client: NewClient) -> None:
     silent = threading.Event()
-    with raw(lambda *_: silent.wait(30) and None) as server:
-        client = new_client(api_url=server.url, timeout_seconds=0.2, retry_seconds=0)
+    with raw(lambda *_: silent.wait(10) and None) as server:
+        client = new_client(timeout_seconds=0.2, retry_seconds=0, **{which: server.url})
+        sandbox.expire_access_tokens()
         with pytest.raises(Transient, match=r"no answer from .*ReadTimeout"):
             client.read("ana", "profile")
         silent.set()
@@ -670,11 +672,8 @@ def test_work_in_parallel_keeps_its_order_and_takes_only_a_few_items_ahead(new_c
     assert list(results) == [2 * number for number in range(1, 100)]
 
 
-def test_work_that_fails_raises_in_its_place_and_the_rest_is_not_begun(new_client: NewClient) -> None:
-    begun: list[int] = []
-
+def test_work_that_fails_raises_in_its_place(new_client: NewClient) -> None:
     def work(number: int) -> int:
-        begun.append(number)
         if number == 3:
             raise NotFound("gone")
         return number
@@ -683,7 +682,24 @@ def test_work_that_fails_raises_in_its_place_and_the_rest_is_not_begun(new_clien
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(NotFound):
         next(results)
-    assert len(begun) < 100
+
+
+def test_what_still_waits_behind_work_that_failed_is_not_begun(new_client: NewClient) -> None:
+    begun: list[int] = []
+    go_on = threading.Event()
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            raise NotFound("gone")
+        go_on.wait(30)
+
+    client = new_client()
+    with pytest.raises(NotFound):
+        next(client.in_parallel(work, range(1000)))
+    go_on.set()
+    assert list(client.in_parallel(str, [1])) == ["1"]  # comes after all that was waiting
+    assert sorted(begun) == list(range(IN_FLIGHT + 1))
 
 
 # Downloads ------------------------------------------------------------------------------------------------------------

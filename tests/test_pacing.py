@@ -346,6 +346,21 @@ def test_a_damaged_file_is_made_anew(damage: Callable[[bytes], bytes], file: Pat
     assert clock.now == pytest.approx(1060)
 
 
+def test_the_journal_of_a_damaged_file_is_not_replayed_into_the_new_one(file: Path, new_budget: NewBudget) -> None:
+    clock = Clock()
+    before = new_budget(clock, limit=500)
+    take(before, 400)
+    journal = file.with_name(file.name + "-wal")
+    left = journal.read_bytes()  # as a kill leaves it: closing would remove it
+    before.close()
+    file.write_bytes(b"damaged" * 1000)
+    journal.write_bytes(left)
+    budget = new_budget(clock)
+    take(budget, 2)
+    assert budget.used() == 2
+    assert clock.naps == []
+
+
 def test_a_file_that_was_removed_is_made_anew_with_its_folder(file: Path, new_budget: NewBudget) -> None:
     clock = Clock()
     take(new_budget(clock))

@@ -454,7 +454,9 @@ def test_rows_are_the_same_by_id_or_else_by_all_they_hold() -> None:
         ({"x": 1}, {"x": 2}),
         ({"id": 1}, {"id": "1"}),
         ({"id": ""}, {"id": None}),
+        ({"id": ""}, {"id": "", "x": 1}),
         ("a", {"id": "a"}),
+        ("a", {"id": '"a"'}),
         (None, "null"),
         ([1], [2]),
     ):

@@ -129,6 +129,28 @@ def test_a_clock_set_back_neither_hides_nor_removes_a_generation(warehouse: Ware
     assert second.folder.exists()
 
 
+def test_whoever_may_enter_the_data_folder_may_read_under_any_umask(warehouse: Warehouse) -> None:
+    before = os.umask(0o077)
+    try:
+        generation, _ = publish(warehouse, NOW)
+    finally:
+        os.umask(before)
+    for path in (generation.folder.parent, generation.folder, *generation.folder.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o444), path
+
+
+@pytest.mark.parametrize("manifest", ["{", "{}", "[]"])
+def test_a_damaged_generation_is_named_and_replaced(warehouse: Warehouse, manifest: str) -> None:
+    first, _ = publish(warehouse, NOW)
+    path = first.folder / "manifest.json"
+    path.chmod(0o600)
+    path.write_text(manifest)
+    with pytest.raises(StorageError, match="damaged: run contio-pipeline publish"):
+        current(warehouse.path.parent)
+    assert publish(warehouse, NOW)[1]
+    assert current(warehouse.path.parent).manifest["rows"]["raw.meetings"] == 3
+
+
 def test_a_full_disk_leaves_the_current_generation_as_it_was(
     warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:

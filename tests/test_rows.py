@@ -269,6 +269,9 @@ def test_a_json_column_takes_any_json_value(value: Any, stored: str) -> None:
 
 def test_json_is_stored_without_spaces_and_as_itself() -> None:
     assert compact_json({"b": ["ü", 1]}) == '{"b":["ü",1]}'
+    for value in ("\ud800", float("inf")):
+        with pytest.raises(ValueError, match=r"surrogates|JSON"):
+            compact_json(value)
 
 
 # Broken promises ------------------------------------------------------------------------------------------------------

@@ -176,8 +176,12 @@ def test_a_file_of_certificates_must_hold_some(tmp_path: Path, monkeypatch: pyte
         load_settings()
 
 
-def test_the_home_of_an_unknown_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONTIO_DATA_DIR", "~nobody-of-this-name/data")
+@pytest.mark.parametrize("source", ["environment", "file"])
+def test_the_home_of_an_unknown_user_is_refused(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if source == "file":
+        (tmp_path / ".env").write_text("CONTIO_DATA_DIR=~nobody-of-this-name/data\n")
+    else:
+        monkeypatch.setenv("CONTIO_DATA_DIR", "~nobody-of-this-name/data")
     with pytest.raises(ConfigError, match=r"^CONTIO_DATA_DIR "):
         load_settings()
 
@@ -296,6 +300,7 @@ def test_a_refusal_never_shows_the_value_for_it_may_be_a_secret(name: str, monke
     assert env(name) in str(refused.value)
     assert SECRET not in str(refused.value)
     assert refused.value.__suppress_context__
+    assert SECRET not in str(refused.value.__context__)
 
 
 def test_both_credentials_are_returned_when_both_are_set() -> None:

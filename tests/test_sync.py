@@ -356,6 +356,16 @@ def test_a_broken_envelope_is_an_error_never_an_empty_list(place: Place, body: s
     check(place.world, place.settings, ["ana"])
 
 
+def test_a_total_that_no_pages_bear_out_does_not_cost_requests_without_end(place: Place) -> None:
+    page = json.dumps({"items": [], "total": 10**15, "limit": 100, "offset": 0})
+    first = json.dumps({"items": [{"id": "a"}, {"id": "b"}], "total": 10**15, "limit": 100, "offset": 0})
+    for body, times in ((first, 1), (page, 30), (first, 1), (page, 30), (first, 1), (page, 99)):
+        place.sandbox.faults.append(Fault(path=r"/meetings$", status=200, body=body, times=times))
+    report = place.sync(accounts=["ana"], streams=["meetings"])
+    assert not report.complete
+    assert len(place.asked("/meetings")) < 100
+
+
 # Rows that break their promise ----------------------------------------------------------------------------------------
 
 
@@ -407,6 +417,13 @@ def test_a_revoked_account_does_not_stop_the_others(place: Place) -> None:
     check(place.world, place.settings, ["ana", "cem"])
     assert place.query("SELECT DISTINCT account FROM ops.windows WHERE NOT complete") == [("bo",)]
     assert place.query("SELECT count(*) FROM ops.windows WHERE complete_at IS NULL") == [(0,)]  # they once were
+
+
+def test_damaged_tokens_stop_their_own_account_only(place: Place) -> None:
+    (place.settings.state_dir / "accounts" / "bo.json").write_text("{")
+    report = place.sync(streams=["meetings"])
+    assert {one.account for one in report.streams if not one.listing.complete} == {"bo"}
+    assert "damaged; add it again" in (part(report, "bo", "meetings").listing.reason or "")
 
 
 def test_a_missing_scope_fails_its_own_stream_only(place: Place) -> None:
