@@ -145,14 +145,19 @@ class Budget:
     def _open(self) -> sqlite3.Connection:
         private_folder(self._path.parent)
         connection = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous=OFF")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("CREATE TABLE IF NOT EXISTS slots (number INTEGER PRIMARY KEY, stamp REAL NOT NULL)")
-        connection.execute("CREATE INDEX IF NOT EXISTS slots_stamp ON slots (stamp)")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS state (one INTEGER PRIMARY KEY CHECK (one = 1), boot TEXT, held_until REAL, taken INT)"
-        )
-        connection.execute("INSERT OR IGNORE INTO state VALUES (1, ?, 0, 0)", (self._boot,))
+        try:
+            connection.execute("PRAGMA synchronous=OFF")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("CREATE TABLE IF NOT EXISTS slots (number INTEGER PRIMARY KEY, stamp REAL NOT NULL)")
+            connection.execute("CREATE INDEX IF NOT EXISTS slots_stamp ON slots (stamp)")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS state "
+                "(one INTEGER PRIMARY KEY CHECK (one = 1), boot TEXT, held_until REAL, taken INT)"
+            )
+            connection.execute("INSERT OR IGNORE INTO state VALUES (1, ?, 0, 0)", (self._boot,))
+        except BaseException:
+            connection.close()  # Python 3.13 warns of those that are not
+            raise
         return connection
 
 

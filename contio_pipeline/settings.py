@@ -20,7 +20,6 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -136,9 +135,9 @@ class Settings(BaseSettings):
 
     @field_validator("client_id")
     @classmethod
-    def _no_colon(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _no_colon(cls, value: str | None) -> str | None:
         if value and ":" in value:  # RFC 7617: the user part of Basic credentials cannot hold one
-            raise ValueError(f"{info.field_name} must not contain a colon")
+            raise ValueError("must not contain a colon")
         return value
 
     @model_validator(mode="after")

@@ -47,6 +47,9 @@ BAD_URLS = (
     "https://api.contio.ai#x",
     "https://api.contio.ai:port",
     "https://api.contio.ai:99999",
+    "https://api.contio.ai:0",
+    "https://api..contio.ai",
+    f"https://{'x' * 64}.contio.ai",
     "https://api.contio.ai/a b",
     " https://api.contio.ai",
     "https://api.contio.ai\n",
@@ -56,7 +59,9 @@ VARIABLES = {
     "token_url": Variable("https://auth.contio.ai/oauth2/token", URLS, BAD_URLS),
     "client_id": Variable(None, {"cto_client_1": "cto_client_1"}, ("with:colon",)),
     "client_secret": Variable(None, {}),  # see test_the_secret_is_never_shown
-    "data_dir": Variable(Path("data"), {"elsewhere": Path("elsewhere"), "/srv/contio/../data": Path("/srv/data")}),
+    "data_dir": Variable(
+        Path("data"), {"elsewhere": Path("elsewhere"), "/srv/contio/../data": Path("/srv/data")}, ("what?",)
+    ),
     "state_dir": Variable(None, {"tokens": Path("tokens"), "/var/lib/contio": Path("/var/lib/contio")}),
     "rate_limit": Variable(1000, {"1": 1, "300": 300}, ("0", "-5", "many", "1.5")),
     "rate_window_seconds": Variable(300, {"0.5": 0.5, "86400": 86_400}, ("0", "-1", "86401", "nan", "inf", "5m")),
@@ -147,7 +152,7 @@ def test_a_wrong_value_is_refused_by_the_variables_name(name: str, text: str, mo
         ("api_url", "http://api.contio.ai", "must begin with https://"),
         ("token_url", "http://auth.contio.ai", "loopback address only"),
         ("token_url", "https://user:pass@auth.contio.ai", "must be a plain URL: no user, password, query or fragment"),
-        ("client_id", "a:b", "must not contain a colon"),
+        ("client_id", "a:b", "CONTIO_CLIENT_ID must not contain a colon"),
         ("rate_limit", "0", "greater than or equal to 1"),
         ("retry_seconds", "86401", "less than or equal to 86400"),
         ("documents", "none", "'finished' or 'all'"),
