@@ -49,7 +49,7 @@ format: install ## format the code and mend what the linter can
 lock: install ## compile requirements.txt anew from pyproject.toml
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
-	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet -o requirements.txt
+	  --generate-hashes --no-emit-index-url --no-strip-extras --no-annotate --no-header --quiet -o requirements.txt
 
 clean: ## remove what the targets made (data/ stays)
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

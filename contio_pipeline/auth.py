@@ -27,7 +27,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import SecretStr
 
-from contio_pipeline.errors import AccountError, ApiError, BrokenAnswer, ConfigError, Throttled, Transient, Unauthorized
+from contio_pipeline.errors import AccountError, ApiError, BrokenAnswer, ConfigError, Transient, Unauthorized
 from contio_pipeline.folders import private_folder
 from contio_pipeline.protocol import check_status, read_object
 
@@ -173,7 +173,6 @@ class AccountAuth(httpx.Auth):
         credentials: tuple[str, SecretStr],
         api_slot: Slot = nullcontext,
         token_slot: Slot = nullcontext,
-        token_hold: Callable[[float], None] = lambda _seconds: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
@@ -182,7 +181,6 @@ class AccountAuth(httpx.Auth):
         self._credentials = credentials
         self._api_slot = api_slot
         self._token_slot = token_slot
-        self._token_hold = token_hold
         self._clock = clock
         self._one_thread = threading.Lock()
         self._tokens = store.read(name)
@@ -240,10 +238,6 @@ class AccountAuth(httpx.Auth):
                 what="token refresh",
                 now=datetime.fromtimestamp(now, UTC),
             )
-        except Throttled as error:  # the token endpoint's own limit: the API is not held back for it
-            if error.retry_after:
-                self._token_hold(error.retry_after)
-            raise Transient(str(error), status=error.status, retry_after=error.retry_after) from None
         except Transient:
             raise
         except ApiError as error:

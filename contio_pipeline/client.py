@@ -361,7 +361,6 @@ class Client:
                 credentials=self._settings.credentials(),
                 api_slot=self._budget.slot,
                 token_slot=self._oauth_budget.slot,
-                token_hold=self._oauth_budget.hold,
             )
         return self._auths[account]
 

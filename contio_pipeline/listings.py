@@ -163,8 +163,8 @@ class Lister:
     def _list_children(self, report: StreamReport, stream: Stream) -> None:
         """The lists of all parents (in a window: of those that the window touched), some at a time."""
         parents = self._parents(report.account, stream)
-        for earlier in self._work.report.streams:
-            if (earlier.account, earlier.stream) == (report.account, stream.parent) and not earlier.listing.complete:
+        for listed in self._warehouse.windows_of(self._work.run_id):
+            if (listed["account"], listed["stream"]) == (report.account, stream.parent) and not listed["complete"]:
                 report.incomplete(f"the {stream.parent} whose lists these are could not all be listed")
         broken = without_id = 0
         done = Done(len(parents))

@@ -9,10 +9,12 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from contio_pipeline import __version__
 from contio_pipeline.auth import TokenStore
@@ -23,7 +25,7 @@ from contio_pipeline.listings import Lister
 from contio_pipeline.publish import publish
 from contio_pipeline.rows import decode
 from contio_pipeline.settings import Settings
-from contio_pipeline.streams import DOCUMENT_CONTENTS, PROFILE, PROFILE_PATH, STREAMS, Stream
+from contio_pipeline.streams import DOCUMENT_CONTENTS, PROFILE, PROFILE_PATH, STREAMS, Stream, Table
 from contio_pipeline.warehouse import Warehouse, Window
 from contio_pipeline.work import Listener, Nobody, StreamReport, SyncReport, Work
 
@@ -46,7 +48,8 @@ def sync(
     Args:
         settings: where and as whom.
         accounts: names; empty means all.
-        streams: names; empty means all. Contents are fetched when the documents' stream is among them.
+        streams: names; empty means all. Contents are fetched when the documents' stream is among them, or when
+            `document_contents` itself is.
         window: half-open UTC range of dates; without ends the full sync.
         documents: whether to download contents.
         verify_documents: download all contents again, compare and repair.
@@ -60,91 +63,156 @@ def sync(
         ConfigError: nothing could be started.
         StorageError: the data folder cannot be used.
     """
-    store = TokenStore(settings.state_dir)
-    names = list(dict.fromkeys(accounts)) or store.names()
-    if not names:
-        raise ConfigError(
-            "there are no accounts yet; add one: contio-pipeline accounts add NAME --refresh-token-stdin "
-            "(the token comes from standard input)"
-        )
-    for name in set(names) - set(store.names()):
-        store.read(name)  # says which accounts there are; damaged tokens stop their own account only
-    known = [stream.name for stream in declared]
-    unknown = [name for name in streams if name not in known]
+    contents = DOCUMENT_CONTENTS.name
+    unknown = [name for name in streams if name not in parts(declared)]
     if unknown:
-        raise ConfigError(f"there is no stream {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
-    settings.credentials()
-    selected = tuple(stream for stream in declared if not streams or stream.name in streams)
-    listener = listener or Nobody()
-    with (
-        Warehouse(settings.data_dir, origin=settings.api_url, streams=declared) as warehouse,
-        Client(settings, listener.waiting) as client,
-    ):
-        report = SyncReport(uuid.uuid4().hex, datetime.now(UTC), window)
-        work = Work(settings, client, warehouse, listener, report)
-        return _Sync(work, selected, documents=documents, verify=verify_documents).run(names)
+        raise ConfigError(
+            f"there is no stream {', '.join(map(repr, unknown))}; there are: {', '.join(parts(declared))}"
+        )
+    names = [stream.name for stream in declared if not streams or stream.name in streams]
+    if contents in streams or (documents and any(stream.content_path for stream in declared if stream.name in names)):
+        names.append(contents)
+    with Run(
+        settings,
+        accounts=accounts,
+        window=window,
+        verify_documents=verify_documents,
+        listener=listener,
+        declared=declared,
+    ) as run:
+        run.refresh(*names)
+        run.publish()
+    return run.report
 
 
-class _Sync:
-    """One run over all accounts."""
+def parts(declared: tuple[Stream, ...] = STREAMS) -> tuple[str, ...]:
+    """What a run can refresh, in the order in which it should: the streams, and the contents of documents."""
+    return (*(stream.name for stream in declared), DOCUMENT_CONTENTS.name)
 
-    def __init__(self, work: Work, streams: tuple[Stream, ...], *, documents: bool, verify: bool) -> None:
-        self._work = work
-        self._streams = streams
-        self._documents = documents
-        self._lister = Lister(work)
-        self._fetcher = Fetcher(work, verify=verify)
+
+class Run:
+    """One sync, in one go or in parts that one process after the other does: refresh what there is, at the end publish.
+
+        with Run(settings, run_id="…") as run:
+            run.refresh("meetings")
+
+    While it is open no other process writes to the data folder. Parts with the same id are one run in `ops.runs`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        run_id: str | None = None,
+        accounts: Sequence[str] = (),
+        window: Window = Window(),  # noqa: B008 - immutable
+        verify_documents: bool = False,
+        listener: Listener | None = None,
+        declared: tuple[Stream, ...] = STREAMS,
+    ) -> None:
+        """See `sync`; the id is that of the earlier parts, if any.
+
+        Raises:
+            ConfigError: there are no such accounts, or no credentials.
+            WarehouseBusy: another process is writing.
+            StorageError: the data folder cannot be used.
+        """
+        self.accounts = _accounts(settings, accounts)
+        settings.credentials()
+        with ExitStack() as opening:
+            warehouse = opening.enter_context(Warehouse(settings.data_dir, origin=settings.api_url, streams=declared))
+            listener = listener or Nobody()
+            client = opening.enter_context(Client(settings, listener.waiting))
+            report = SyncReport(run_id or uuid.uuid4().hex, datetime.now(UTC), window)
+            self._before = warehouse.run(report.run_id)
+            if self._before:
+                report.started_at = self._before["started_at"]
+            self._work = Work(settings, client, warehouse, listener, report)
+            self._lister = Lister(self._work)
+            self._fetcher = Fetcher(self._work, verify=verify_documents)
+            self._open = opening.pop_all()
+        self._begun = time.monotonic()
         self._halted: ContioError | None = None
         """The budget is the machine's: a 429 that outlasts all tries of one account ends the others too."""
 
-    def run(self, accounts: Sequence[str]) -> SyncReport:
-        begun, report = time.monotonic(), self._work.report
-        self._put_run(finished=False)
-        for account in accounts:
-            self._account(account)
-        self._work.warehouse.explain_lost_access(accounts, report.started_at)
-        self._put_run(finished=True)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    @property
+    def report(self) -> SyncReport:
+        """What has been done so far, by this process."""
+        return self._work.report
+
+    def refresh(self, *names: str) -> None:
+        """Make the tables of these streams, and `document_contents`, equal to the API: account by account, as declared."""
+        self._put_run()
+        for account in self.accounts:
+            self._account(account, names)
+        self._work.warehouse.explain_lost_access(self.accounts, self.report.started_at)
+        self._put_run()
+
+    def publish(self) -> None:
+        """Make it readable, and end the run."""
+        self._put_run(finished_at=datetime.now(UTC))
         self._work.listener.publishing()
+        report = self.report
         report.generation, report.new_generation = publish(self._work.warehouse, datetime.now(UTC))
         report.requests = self._work.client.traffic.requests
-        report.seconds = time.monotonic() - begun
-        return report
+        report.seconds = time.monotonic() - self._begun
 
-    def _put_run(self, *, finished: bool) -> None:
-        report, traffic = self._work.report, self._work.client.traffic
-        row: dict[str, Any] = {
-            "run_id": report.run_id,
-            "started_at": report.started_at,
-            "version": __version__,
-            "window_start": report.window.start,
-            "window_end": report.window.end,
+    def incomplete(self) -> list[dict[str, Any]]:
+        """What no part of this run could make equal to the API: rows of `ops.windows`."""
+        return [row for row in self._work.warehouse.windows_of(self.report.run_id) if not row["complete"]]
+
+    def look(self, table: Table, rows: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many live rows the table holds, and some of those that changed last."""
+        return self._work.warehouse.look(table, rows)
+
+    def _put_run(self, finished_at: datetime | None = None) -> None:
+        report, traffic, before = self.report, self._work.client.traffic, self._before or {}
+        done: dict[str, int] = {
+            **{name: report.total(name) for name in ("inserted", "updated", "deleted", "quarantined")},
+            "requests": traffic.requests,
+            "throttled": traffic.throttled,
+            "bytes": traffic.bytes,
         }
-        if finished:
-            row |= {name: report.total(name) for name in ("inserted", "updated", "deleted", "quarantined")}
-            row |= {
-                "finished_at": datetime.now(UTC),
-                "complete": report.complete,
-                "requests": traffic.requests,
-                "throttled": traffic.throttled,
-                "bytes": traffic.bytes,
+        self._work.warehouse.put_run(
+            {
+                "run_id": report.run_id,
+                "started_at": report.started_at,
+                "finished_at": finished_at,
+                "version": __version__,
+                "window_start": report.window.start,
+                "window_end": report.window.end,
+                "complete": report.complete and before.get("complete", True),
+                **{name: count + before.get(name, 0) for name, count in done.items()},
             }
-        self._work.warehouse.put_run(row)
+        )
 
     # One account --------------------------------------------------------------------------------------------------------
 
-    def _account(self, account: str) -> None:
-        """All selected streams of one account; a stream that fails leaves the others alone, a dead account all of them."""
+    def _account(self, account: str, names: Sequence[str]) -> None:
+        """All that is asked for of one account; a stream that fails leaves the others alone, a dead account all of them."""
         broken = self._halted
+        windows = self._work.warehouse.windows_of(self.report.run_id)
+        proven = any(row["account"] == account and row["complete"] for row in windows)  # by an earlier part of this run
         try:
-            if not broken:
+            if not broken and not proven:
                 self._profile(account)
         except (AccountError, ConfigError, ApiError) as error:
             broken = error
             self._halted = error if isinstance(error, Throttled) else None  # it was None: this account was tried
-        for stream in self._streams:
-            refresh = partial(self._lister.refresh, stream=stream)
-            broken = self._attempt(account, stream.name, refresh, self._work.window, broken)
-            if stream.content_path and self._documents:
+        for stream in self._work.warehouse.streams:
+            if stream.name in names:
+                refresh = partial(self._lister.refresh, stream=stream)
+                broken = self._attempt(account, stream.name, refresh, self._work.window, broken)
+        for stream in self._work.warehouse.streams:
+            if stream.content_path and DOCUMENT_CONTENTS.name in names:
                 contents = partial(self._fetcher.fetch, stream=stream)
                 broken = self._attempt(account, DOCUMENT_CONTENTS.name, contents, Window(), broken)
 
@@ -196,3 +264,17 @@ class _Sync:
         batch = decode(PROFILE, [profile])
         if batch.ids:
             self._work.warehouse.put_profile(account, batch, datetime.now(UTC))
+
+
+def _accounts(settings: Settings, accounts: Sequence[str]) -> list[str]:
+    """Those asked for, or all."""
+    store = TokenStore(settings.state_dir)
+    names = list(dict.fromkeys(accounts)) or store.names()
+    if not names:
+        raise ConfigError(
+            "there are no accounts yet; add one: contio-pipeline accounts add NAME --refresh-token-stdin "
+            "(the token comes from standard input)"
+        )
+    for name in set(names) - set(store.names()):
+        store.read(name)  # says which accounts there are; damaged tokens stop their own account only
+    return names

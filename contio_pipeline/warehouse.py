@@ -23,6 +23,7 @@ from contio_pipeline.streams import (
     RUNS,
     WINDOWS,
     Stream,
+    Table,
     stream_named,
 )
 from contio_pipeline.workfile import WorkFile, column_list, insert, quoted
@@ -435,6 +436,23 @@ class Warehouse(WorkFile):
             [account],
         )
         return {(row["id"], row["_version"]): row for row in rows}
+
+    def run(self, run_id: str) -> dict[str, Any] | None:
+        """The run's row of `ops.runs`, if a part of it has begun."""
+        return next(iter(self.query(f"SELECT * FROM {RUNS.full_name} WHERE run_id = ?", [run_id])), None)
+
+    def windows_of(self, run_id: str) -> list[dict[str, Any]]:
+        """What the run has listed so far: its rows of `ops.windows`."""
+        return self.query(f"SELECT * FROM {WINDOWS.full_name} WHERE run_id = ? ORDER BY listed_at", [run_id])
+
+    def look(self, table: Table, rows: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many live rows the table holds, and some of those that changed last."""
+        columns = {column.name for column in table.columns}
+        live = "_deleted_at IS NULL" if "_deleted_at" in columns else "true"
+        changed = "_changed_at" if "_changed_at" in columns else table.month_field
+        [(count,)] = self.connection.execute(f"SELECT count(*) FROM {table.full_name} WHERE {live}").fetchall()
+        newest = f"ORDER BY {changed} DESC NULLS LAST, id LIMIT {rows}"
+        return int(count), self.query(f"SELECT * FROM {table.full_name} WHERE {live} {newest}")
 
     # Everything else ----------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ import pytest
 from pydantic import SecretStr
 
 from contio_pipeline.auth import AccountAuth, Tokens, TokenStore
-from contio_pipeline.errors import AccountError, ApiError, BrokenAnswer, ConfigError, ContioError, Transient
+from contio_pipeline.errors import AccountError, ApiError, BrokenAnswer, ConfigError, ContioError, Throttled, Transient
 from contio_pipeline.sandbox.server import Fault, Sandbox
 from contio_pipeline.sandbox.world import World
 
@@ -552,7 +552,7 @@ def test_credentials_are_also_refused_in_other_words(
         (Fault(TOKEN, status=400, body="<html>"), ApiError),
         (Fault(TOKEN, status=403, body="<html>blocked</html>"), ApiError),
         (Fault(TOKEN, status=404, body=""), ApiError),
-        (Fault(TOKEN, status=429, body="", headers={"retry-after": "7"}), Transient),
+        (Fault(TOKEN, status=429, body="", headers={"retry-after": "7"}), Throttled),
         (Fault(TOKEN, status=500, body=""), Transient),
         (Fault(TOKEN, status=503, body="<html>", headers={"retry-after": "7"}), Transient),
         (Fault(TOKEN, status=200, body="<html>"), BrokenAnswer),

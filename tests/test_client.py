@@ -369,26 +369,6 @@ def test_a_429_for_a_day_gives_up_at_once_and_holds_everybody_back(
         assert other.used() == 1
 
 
-def test_a_429_of_the_token_endpoint_holds_its_own_budget_back_and_not_that_of_the_api(
-    sandbox: Sandbox, new_client: NewClient
-) -> None:
-    waits: list[float] = []
-    client = new_client(waits.append, retry_seconds=0)
-    client.read("bo", "profile")
-    sandbox.expire_access_tokens()
-    sandbox.faults = [Fault("/oauth2/token", status=429, headers={"retry-after": "200"})]
-    with pytest.raises(Transient, match="token refresh: 429") as error:
-        client.read("ana", "profile")
-    assert error.value.retry_after == 200
-    assert client.traffic.throttled == 0
-    with client._budget.slot():
-        assert waits == []
-    client._stop.set()  # so that a wait ends at once
-    with pytest.raises(Cancelled), client._oauth_budget.slot():
-        pass
-    assert len(waits) == 1
-
-
 def test_waiting_for_the_budget_does_not_count_as_trying(sandbox: Sandbox, new_client: NewClient) -> None:
     waits: list[float] = []
     client = new_client(waits.append, rate_limit=2, rate_window_seconds=0.8, retry_seconds=0.6)
