@@ -5,7 +5,7 @@ BIN := .venv/bin
 READERS := 1.2.2 1.3.2 1.4.4 2.0.0
 WORKERS ?= 2
 
-.PHONY: help install demo test test-duckdb2 check format lock clean
+.PHONY: help install demo up test test-duckdb2 test-browser check format lock clean
 help: ## what the targets do
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
@@ -25,11 +25,17 @@ help: ## what the targets do
 
 install: .venv/installed ## make .venv with the locked dependencies and the contio-pipeline command
 
-demo: install ## sync a year of meetings from a sandbox API into data/demo
+demo: install ## sync a year of meetings from a sandbox API into data/demo, by Dagster
 	@$(BIN)/contio-pipeline demo
 
+up: install ## Dagster's UI and daemon on data/, until Ctrl-C (ARGS="--port 3001")
+	@exec $(BIN)/python -m dagster_project $(ARGS)
+
 test: install $(READERS:%=.venv/duckdb-%/installed) ## run the tests
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not browser" $(ARGS)
+
+test-browser: install ## run the tests that need Chromium (Debian: apt-get install chromium)
+	@$(BIN)/python -m pytest -m browser $(ARGS)
 
 test-duckdb2: install $(READERS:%=.venv/duckdb-%/installed) ## run the storage tests and whole syncs on DuckDB 2.0
 	@PYTHONPATH=.venv/duckdb-2.0.0 $(BIN)/python -m pytest -n $(WORKERS) \
@@ -40,7 +46,7 @@ check: install ## lint, format, types, import layers, dependency hygiene
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/deptry contio_pipeline
+	@$(BIN)/deptry contio_pipeline dagster_project
 
 format: install ## format the code and mend what the linter can
 	@$(BIN)/ruff format .

@@ -583,19 +583,20 @@ def demo(
 ) -> None:
     """Sync a year of made-up meetings of three people from a sandbox API on this machine, and ask two questions.
 
-    It needs no account and no network, and touches nothing but its own folders. A second run finds nothing changed.
+    Dagster runs the full sync, then a window of eight days, as a night would. It needs no account and no network, and touches
+    nothing but its own folders. A second run finds nothing changed.
     """
     from contio_pipeline.demo import QUESTIONS, run
     from contio_pipeline.publish import ask
 
-    with _Progress() as listener:
-        report = run(folder, listener)
-    print_report(report)
-    if not report.complete or not report.generation:
-        raise typer.Exit(1)
+    generation = run(folder)
+    for heading, sql in _DEMO.items():
+        print(f"\n{heading}\n")
+        answer = ask(generation, sql)
+        _print(_table(answer.names, answer.rows))
     for question, sql in QUESTIONS.items():
         print(f"\n{question}\n")
-        answer = ask(report.generation, sql)
+        answer = ask(generation, sql)
         _print(_table(answer.names, answer.rows))
     beside_python = Path(sys.executable).with_name("contio-pipeline")
     program = "contio-pipeline" if shutil.which("contio-pipeline") else os.path.relpath(beside_python)
@@ -609,9 +610,20 @@ Where things are
 What to do next
   ask:         CONTIO_DATA_DIR={folder} {program} query "SELECT * FROM raw.meetings LIMIT 5"
   look:        CONTIO_DATA_DIR={folder} {program} status
+  Dagster:     CONTIO_DATA_DIR={folder} make up, then http://127.0.0.1:3000: assets, runs, checks
   real data:   set CONTIO_CLIENT_ID and CONTIO_CLIENT_SECRET, then
                {program} accounts add NAME --refresh-token-stdin && {program} sync"""
     )
+
+
+_DEMO = {
+    "What the full sync found": """
+        SELECT account, stream, rows, requests, if(complete, 'yes', 'NO') AS complete FROM ops.windows
+        WHERE window_start IS NULL ORDER BY account, listed_at""",
+    "What changed (the full sync, then a window of eight days)": """
+        SELECT * FROM (SELECT started_at, window_start AS since, window_end AS until, inserted, updated, deleted, requests,
+            if(complete, 'yes', 'NO') AS complete FROM ops.runs ORDER BY started_at DESC LIMIT 2) ORDER BY started_at""",
+}
 
 
 @_command(app)

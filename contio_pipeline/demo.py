@@ -1,21 +1,24 @@
-"""The demo: a sandbox API on loopback, a full sync of its accounts into a folder of its own.
+"""The demo: a sandbox API on loopback, and the Dagster jobs that sync it into a folder of its own.
 
-What lives here: how the two are put together, and the questions that the demo asks. What never does: printing.
+What lives here: how the two are put together, and the questions that the demo asks. What never does: printing, Dagster; its
+jobs run in a process of their own.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
 from contio_pipeline.auth import Tokens, TokenStore
-from contio_pipeline.errors import ConfigError
+from contio_pipeline.errors import ConfigError, ContioError
+from contio_pipeline.publish import Generation, current
 from contio_pipeline.sandbox.server import Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import load_settings
-from contio_pipeline.sync import sync
 from contio_pipeline.warehouse import Warehouse
-from contio_pipeline.work import Listener, SyncReport
 
 QUESTIONS = {
     "Of each person's meetings, how many have ended, and how many of those have no notes?": """
@@ -36,10 +39,18 @@ _BUDGET = 1_000_000
 """Requests in five minutes: the demo's server is ours, so nobody has to wait for it."""
 
 
-def run(folder: Path, listener: Listener) -> SyncReport:
+FIRST_DAY, LAST_DAY = date(2026, 10, 25), date(2026, 11, 1)
+"""The window that is synced after the full sync, as a nightly run would."""
+
+
+def run(folder: Path) -> Generation:
     """Sync the demo's world into `folder`; its tokens and budget go to a folder beside it.
 
-    The world and its date are the same at every run, so a second one finds nothing changed.
+    The world and its date are the same at every run, so a second one finds nothing changed. Progress goes to standard error.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        ContioError: a job failed.
     """
     folder = folder.absolute()
     if folder.exists() and any(folder.iterdir()) and not (folder / "warehouse.duckdb").exists():
@@ -63,4 +74,9 @@ def run(folder: Path, listener: Listener) -> SyncReport:
             store.write(account.name, Tokens(account.refresh_token))
         with Warehouse(folder, origin=None) as warehouse:
             warehouse.move_origin(sandbox.api_url)  # the sandbox has another port at every run
-        return sync(settings, accounts=list(world.accounts), listener=listener)
+        environment = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
+        jobs = [sys.executable, "-m", "dagster_project.demo", FIRST_DAY.isoformat(), LAST_DAY.isoformat()]
+        code = subprocess.run(jobs, env=environment | settings.as_environment(), check=False).returncode  # noqa: S603
+    if code:
+        raise ContioError(f"a job of the demo failed (exit code {code}): what it said is above")
+    return current(folder)

@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from platformdirs import user_state_path
 from pydantic import (
@@ -86,6 +87,14 @@ class Settings(BaseSettings):
     documents: Literal["finished", "all"] = "finished"
     document_max_mb: int = Field(1024, ge=1)
     ca_bundle: Path | None = None
+    timezone: str = "UTC"
+    schedules: bool = False
+    nightly_cron: str = "15 2 * * 1-6"
+    weekly_cron: str = "15 2 * * 0"
+    lookback_days: int = Field(7, ge=0, le=366)
+    lookahead_days: int = Field(30, ge=0, le=366)
+    first_day: date = date(2024, 1, 1)
+    owner: str = "team:data"
 
     @classmethod
     def settings_customise_sources(
@@ -133,6 +142,15 @@ class Settings(BaseSettings):
             raise ValueError(f"must be a file of PEM certificates; {value} holds none") from None
         return value
 
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ValueError, OSError, ZoneInfoNotFoundError):
+            raise ValueError(f"must be an IANA time zone such as Europe/Berlin, not {value}") from None
+        return value
+
     @field_validator("client_id")
     @classmethod
     def _no_colon(cls, value: str | None) -> str | None:
@@ -149,6 +167,15 @@ class Settings(BaseSettings):
         if self.calendar_start and self.calendar_end and self.calendar_start >= self.calendar_end:
             raise ValueError("CONTIO_CALENDAR_END must be a later day than CONTIO_CALENDAR_START")
         return self
+
+    def as_environment(self) -> dict[str, str]:
+        """The variables that give another process the same settings; the secret is among them."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {
+            f"{_PREFIX}{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            for name, value in values.items()
+            if value is not None
+        }
 
     def calendar_range(self, now: datetime) -> tuple[datetime, datetime]:
         """The half-open range of days in which calendar events are listed: by default a year back, half a year ahead."""

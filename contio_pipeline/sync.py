@@ -20,9 +20,18 @@ from contio_pipeline import __version__
 from contio_pipeline.auth import TokenStore
 from contio_pipeline.client import Client
 from contio_pipeline.contents import Fetcher
-from contio_pipeline.errors import AccountError, ApiError, ConfigError, ContioError, Throttled, Transient, Unauthorized
+from contio_pipeline.errors import (
+    AccountError,
+    ApiError,
+    ConfigError,
+    ContioError,
+    StorageError,
+    Throttled,
+    Transient,
+    Unauthorized,
+)
 from contio_pipeline.listings import Lister
-from contio_pipeline.publish import publish
+from contio_pipeline.publish import Generation, current, publish
 from contio_pipeline.rows import decode
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import DOCUMENT_CONTENTS, PROFILE, PROFILE_PATH, STREAMS, Stream, Table
@@ -117,6 +126,7 @@ class Run:
             WarehouseBusy: another process is writing.
             StorageError: the data folder cannot be used.
         """
+        self.settings = settings
         self.accounts = _accounts(settings, accounts)
         settings.credentials()
         with ExitStack() as opening:
@@ -154,24 +164,34 @@ class Run:
         for account in self.accounts:
             self._account(account, names)
         self._work.warehouse.explain_lost_access(self.accounts, self.report.started_at)
-        self._put_run()
-
-    def publish(self) -> None:
-        """Make it readable, and end the run."""
         self._put_run(finished_at=datetime.now(UTC))
+
+    def publish(self) -> tuple[Generation, bool]:
+        """Make it readable; returns the current generation, and whether it is a new one."""
         self._work.listener.publishing()
         report = self.report
-        report.generation, report.new_generation = publish(self._work.warehouse, datetime.now(UTC))
+        generation, new = publish(self._work.warehouse, datetime.now(UTC))
+        report.generation, report.new_generation = generation, new
         report.requests = self._work.client.traffic.requests
         report.seconds = time.monotonic() - self._begun
+        return generation, new
 
     def incomplete(self) -> list[dict[str, Any]]:
-        """What no part of this run could make equal to the API: rows of `ops.windows`."""
-        return [row for row in self._work.warehouse.windows_of(self.report.run_id) if not row["complete"]]
+        """What was not made equal to the API, by any part of this run or since the last publication: rows of `ops.windows`."""
+        try:
+            since = current(self.settings.data_dir).published_at
+        except StorageError:  # nothing is published
+            since = datetime.fromtimestamp(0, UTC)
+        windows = self._work.warehouse.windows_of(self.report.run_id, since)
+        return [row for row in windows if not row["complete"]]
 
     def look(self, table: Table, rows: int) -> tuple[int, list[dict[str, Any]]]:
         """How many live rows the table holds, and some of those that changed last."""
         return self._work.warehouse.look(table, rows)
+
+    def rows_by_day(self, table: Table, window: Window) -> dict[str, int]:
+        """How many live rows of the window the table holds: UTC day -> rows."""
+        return self._work.warehouse.rows_by_day(table, window)
 
     def _put_run(self, finished_at: datetime | None = None) -> None:
         report, traffic, before = self.report, self._work.client.traffic, self._before or {}

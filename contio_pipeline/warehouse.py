@@ -441,9 +441,10 @@ class Warehouse(WorkFile):
         """The run's row of `ops.runs`, if a part of it has begun."""
         return next(iter(self.query(f"SELECT * FROM {RUNS.full_name} WHERE run_id = ?", [run_id])), None)
 
-    def windows_of(self, run_id: str) -> list[dict[str, Any]]:
-        """What the run has listed so far: its rows of `ops.windows`."""
-        return self.query(f"SELECT * FROM {WINDOWS.full_name} WHERE run_id = ? ORDER BY listed_at", [run_id])
+    def windows_of(self, run_id: str, since: datetime | None = None) -> list[dict[str, Any]]:
+        """What the run has listed so far, and what anybody has listed since then: rows of `ops.windows`."""
+        sql = f"SELECT * FROM {WINDOWS.full_name} WHERE run_id = ? OR listed_at > ? ORDER BY listed_at"
+        return self.query(sql, [run_id, since])
 
     def look(self, table: Table, rows: int) -> tuple[int, list[dict[str, Any]]]:
         """How many live rows the table holds, and some of those that changed last."""
@@ -453,6 +454,16 @@ class Warehouse(WorkFile):
         [(count,)] = self.connection.execute(f"SELECT count(*) FROM {table.full_name} WHERE {live}").fetchall()
         newest = f"ORDER BY {changed} DESC NULLS LAST, id LIMIT {rows}"
         return int(count), self.query(f"SELECT * FROM {table.full_name} WHERE {live} {newest}")
+
+    def rows_by_day(self, table: Table, window: Window) -> dict[str, int]:
+        """How many live rows of the window the table holds: UTC day -> rows, days without any left out."""
+        dated = f"{quoted(table.month_field or '')}"
+        found = self.connection.execute(
+            f"""SELECT strftime({dated} AT TIME ZONE 'UTC', '%Y-%m-%d'), count(*) FROM {table.full_name}
+                WHERE _deleted_at IS NULL AND {dated} >= ? AND {dated} < ? GROUP BY 1""",
+            [window.start, window.end],
+        ).fetchall()
+        return dict(found)
 
     # Everything else ----------------------------------------------------------------------------------------------------
 

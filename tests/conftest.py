@@ -57,9 +57,7 @@ class Place:
     @property
     def environment(self) -> dict[str, str]:
         """The same settings for a command in a process of its own."""
-        values = self.settings.model_dump(exclude_none=True)
-        values["client_secret"] = self.world.client_secret
-        return {**os.environ, **{f"CONTIO_{name.upper()}": str(value) for name, value in values.items()}}
+        return os.environ | self.settings.as_environment()
 
     def add_accounts(self) -> None:
         store = TokenStore(self.settings.state_dir)

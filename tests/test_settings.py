@@ -72,6 +72,14 @@ VARIABLES = {
     "documents": Variable("finished", {"finished": "finished", "all": "all"}, ("none", "ALL")),
     "document_max_mb": Variable(1024, {"1": 1, "50": 50}, ("0", "-1", "huge")),
     "ca_bundle": Variable(None, {}, ("not-there.pem", ".")),
+    "timezone": Variable("UTC", {"Europe/Berlin": "Europe/Berlin"}, ("Berlin", "../etc/passwd", "Europe", "+02:00")),
+    "schedules": Variable(False, {"true": True, "off": False}, ("nightly",)),
+    "nightly_cron": Variable("15 2 * * 1-6", {"0 3 * * *": "0 3 * * *"}),  # Dagster refuses others: test_dagster
+    "weekly_cron": Variable("15 2 * * 0", {"@weekly": "@weekly"}),
+    "lookback_days": Variable(7, {"0": 0, "366": 366}, ("-1", "367", "week")),
+    "lookahead_days": Variable(30, {"0": 0, "366": 366}, ("-1", "367")),
+    "first_day": Variable(date(2024, 1, 1), {"2020-02-29": date(2020, 2, 29)}, ("2021-02-29", "start")),
+    "owner": Variable("team:data", {"ana@example.com": "ana@example.com"}),
 }
 GOOD = [(name, text, value) for name, variable in VARIABLES.items() for text, value in variable.good.items()]
 BAD = [(name, text) for name, variable in VARIABLES.items() for text in variable.bad]

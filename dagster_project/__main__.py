@@ -1,0 +1,75 @@
+"""`python -m dagster_project`: Dagster's UI and daemon on the data folder, until Ctrl-C or SIGTERM.
+
+What lives here: the environment that the two need, and that one never outlives the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from contio_pipeline.errors import ConfigError
+from contio_pipeline.settings import load_settings
+from dagster_project.home import ROOT, dagster_home
+
+_LOOK_SECONDS, _GRACE_SECONDS = 0.2, 12
+
+
+def main() -> int:
+    """Run both; returns the exit code: 0 after a signal, 1 when one of them ended by itself."""
+    parser = argparse.ArgumentParser(prog="python -m dagster_project", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="address of the UI; it has no login (default: %(default)s)")
+    parser.add_argument("--port", default="3000", help="port of the UI (default: %(default)s)")
+    arguments = parser.parse_args()
+    try:
+        settings = load_settings()
+    except ConfigError as error:
+        sys.exit(f"Error: {error}")
+    os.umask(0o077)  # runs inherit it: what they write is nobody else's, but for what is published
+    folder = dagster_home(settings.data_dir)
+    print(
+        f"Dagster keeps its runs in {folder}. The UI: http://{arguments.host}:{arguments.port} (Ctrl-C ends it)",
+        flush=True,
+    )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts us in the background has the first ignored
+        signal.signal(number, lambda *_: stop.set())
+    workspace = ["--workspace", str(ROOT / "workspace.yaml")]
+    commands = {
+        "UI": ["dagster-webserver", "--host", arguments.host, "--port", arguments.port, *workspace],
+        "daemon": ["dagster-daemon", "run", *workspace],
+    }
+    running = {
+        name: subprocess.Popen([Path(sys.executable).with_name(program), *options], start_new_session=True)
+        for name, (program, *options) in commands.items()
+    }
+    while not stop.wait(_LOOK_SECONDS) and all(process.poll() is None for process in running.values()):
+        pass
+    ended = [name for name, process in running.items() if process.poll() is not None]
+    for process in running.values():
+        _end(process)
+    for name in ended:
+        print(f"Error: the {name} ended by itself (exit code {running[name].returncode}); see above", file=sys.stderr)
+    return 1 if ended else 0
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started; a run that is at work keeps what it has committed."""
+    for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, 1)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+            for _ in range(int(seconds / _LOOK_SECONDS)):
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(_LOOK_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

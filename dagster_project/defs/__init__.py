@@ -1,0 +1,1 @@
+"""What Dagster loads, a module for each kind of thing."""

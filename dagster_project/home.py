@@ -1,0 +1,29 @@
+"""Where Dagster keeps its runs, schedules and events.
+
+What lives here: the folder and the settings file in it. What never does: anything that needs Dagster itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from contio_pipeline.folders import private_folder
+
+_HERE = Path(__file__).parent
+ROOT = _HERE if (_HERE / "dagster.yaml").exists() else _HERE.parent
+"""The folder of `dagster.yaml` and `workspace.yaml`: the package's own in a wheel, the project's in a checkout."""
+
+
+def dagster_home(data_dir: Path) -> Path:
+    """DAGSTER_HOME if it is set, else `<data folder>/dagster`, with the project's `dagster.yaml` copied into it.
+
+    It is put into the environment, for Dagster to find.
+    """
+    if chosen := os.environ.get("DAGSTER_HOME"):
+        return Path(chosen)
+    folder = private_folder(data_dir / "dagster")
+    shutil.copyfile(ROOT / "dagster.yaml", folder / "dagster.yaml")
+    os.environ["DAGSTER_HOME"] = str(folder)
+    return folder

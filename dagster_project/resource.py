@@ -1,0 +1,235 @@
+"""The library as assets and ops see it: refresh one table, publish, and what Dagster is told of it.
+
+What lives here: errors turned into Dagster's, progress into its log, reports into metadata and checks. What never does: a
+decision about rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from contio_pipeline import streams
+from contio_pipeline.errors import ConfigError, ContioError, WarehouseBusy
+from contio_pipeline.settings import load_settings
+from contio_pipeline.streams import Table
+from contio_pipeline.sync import Run
+from contio_pipeline.warehouse import Window
+from contio_pipeline.work import StreamReport
+from contio_pipeline.workfile import SQL_TYPES
+
+Context = dg.OpExecutionContext | dg.AssetExecutionContext
+
+COMPLETE = "complete"
+"""The check of every table: does it hold what the API holds, for every account that was asked for?"""
+
+_BUSY_SECONDS, _BUSY_TRIES = 30, 120
+_PREVIEW_ROWS, _PREVIEW_WIDTH = 5, 60
+_A_MINUTE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one step did, as its asset's page shows it.
+
+    Attributes:
+        asset: its key.
+        facts: metadata, mostly numbers; small, because each day of a range repeats them.
+        details: larger metadata, told once.
+        days: how many live rows each day of the window has; a day that is not named has none.
+        checks: of the asset.
+        problems: what a person should know, and do, although the step did its work.
+    """
+
+    asset: str
+    facts: dict[str, Any]
+    details: dict[str, Any] = field(default_factory=dict)
+    days: dict[str, int] = field(default_factory=dict)
+    checks: list[dg.AssetCheckResult] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def fail_if_incomplete(self) -> None:
+        """Fail the run, after all that is good was done.
+
+        Raises:
+            dagster.Failure: there are problems.
+        """
+        if self.problems:
+            raise dg.Failure("Published, but not complete. " + "; ".join(self.problems), allow_retries=False)
+
+
+class Contio(dg.ConfigurableResource[Any]):
+    """The pipeline. All else comes from the CONTIO_… settings, read when a step starts."""
+
+    accounts: list[str] = Field(default=[], description="Only these accounts; empty means all.")
+    verify_documents: bool = Field(
+        default=False, description="Download all contents of documents again, compare, and repair."
+    )
+
+    def refresh(self, context: Context, table: Table, window: Window) -> Outcome:
+        """Make one table equal to the API for all accounts.
+
+        A broken account or an incomplete listing fails the check, not the step: what is good goes on, and `publish` tells.
+        """
+        with self._run(context, window) as run:
+            run.refresh(table.name)
+            rows, newest = run.look(table, _PREVIEW_ROWS)
+            days = run.rows_by_day(table, window) if window.start else {}
+            parts, folder = run.report.streams, run.settings.data_dir / "current"
+        broken = {part.account: part.listing.reason for part in parts if not part.listing.complete}
+        accounts = [_account(part) for part in parts]
+        facts: dict[str, Any] = {
+            "dagster/row_count": rows,
+            **{name: sum(account[name] for account in accounts) for name in _NUMBERS},
+            "window": f"{window.start:%Y-%m-%d} to {window.end:%Y-%m-%d}, the end not included"
+            if window.start and window.end
+            else "everything",
+            "files": dg.MetadataValue.path(folder / "parquet" / table.schema / table.name),
+        }
+        details: dict[str, Any] = {
+            "accounts": _table(accounts),
+            "preview": _table([_short(row, table) for row in newest]),
+            "dagster/column_schema": column_schema(table),
+        }
+        if warnings := [f"{part.account}: {warning}" for part in parts for warning in part.warnings]:
+            details["warnings"] = dg.MetadataValue.md("\n".join(f"- {warning}" for warning in warnings))
+        check = dg.AssetCheckResult(
+            asset_key=table.name,
+            check_name=COMPLETE,
+            passed=not broken,
+            metadata={"accounts": len(parts), "not_complete": len(broken)},
+            description="\n".join(f"{account}: {reason}" for account, reason in broken.items()) or None,
+        )
+        return Outcome(table.name, facts, details, days, [check])
+
+    def publish(self, context: Context) -> Outcome:
+        """Make what the run brought readable; what it could not make equal to the API is the outcome's failure."""
+        with self._run(context, Window()) as run:
+            incomplete = run.incomplete()
+            generation, new = run.publish()
+        files = [path for path in generation.folder.rglob("*") if path.is_file()]
+        rows = generation.manifest["rows"]
+        facts: dict[str, Any] = {
+            "rows": sum(count for name, count in rows.items() if name.startswith("raw.")),
+            "files": len(files),
+            "bytes": sum(path.stat().st_size for path in files),
+            "seconds": round(run.report.seconds, 3),
+            "not_complete": len(incomplete),
+            "new_generation": new,
+            "published_at": dg.MetadataValue.timestamp(generation.published_at),
+            "folder": dg.MetadataValue.path(generation.folder),
+            "tables": _table([{"table": name, "rows": count} for name, count in rows.items()]),
+        }
+        problems: dict[str, list[str]] = {}
+        for row in incomplete:
+            problems.setdefault(f"{row['account']}: {row['reason'] or 'not complete'}", []).append(row["stream"])
+        return Outcome(PUBLISHED, facts, problems=[f"{what} ({', '.join(whose)})" for what, whose in problems.items()])
+
+    @contextmanager
+    def _run(self, context: Context, window: Window) -> Iterator[Run]:
+        """The run's next part; what goes wrong says in the UI what to do."""
+        try:
+            with Run(
+                load_settings(),
+                run_id=context.run.run_id,
+                accounts=self.accounts,
+                window=window,
+                verify_documents=self.verify_documents,
+                listener=_Log(context.log),
+                declared=streams.STREAMS,
+            ) as run:
+                yield run
+        except WarehouseBusy as error:  # a sync from the command line: wait for it
+            context.log.warning(str(error))
+            raise dg.RetryRequested(max_retries=_BUSY_TRIES, seconds_to_wait=_BUSY_SECONDS) from None
+        except ContioError as error:
+            raise dg.Failure(str(error), allow_retries=not isinstance(error, ConfigError)) from None
+
+
+PUBLISHED = "published"
+
+
+class _Log:
+    """Tells the run's log how a sync goes on."""
+
+    def __init__(self, log: dg.DagsterLogManager) -> None:
+        self._log = log
+        self._what = ""
+        self._said = time.monotonic()
+
+    def started(self, account: str, stream: str) -> None:
+        self._what = f"{account} {stream}"
+
+    def advanced(self, done: int, total: int) -> None:
+        self._now_and_then(f"{self._what}: {done:,} of {total:,}")
+
+    def waiting(self, _seconds: float) -> None:
+        self._now_and_then(f"{self._what}: waiting for the request budget")
+
+    def _now_and_then(self, text: str) -> None:
+        if time.monotonic() > self._said + _A_MINUTE:
+            self._said = time.monotonic()
+            self._log.info(text)
+
+    def finished(self, report: StreamReport) -> None:
+        listing = report.listing
+        text = f"{self._what}: {listing.rows:,} rows, {listing.requests:,} requests, {report.seconds:.1f} s"
+        if listing.complete:
+            self._log.info(text)
+        else:
+            self._log.error(f"{text}, not complete: {listing.reason}")
+
+    def publishing(self) -> None:
+        self._log.info("publishing")
+
+
+def column_schema(table: Table) -> dg.TableSchema:
+    """A table's columns as the UI shows them."""
+    return dg.TableSchema([dg.TableColumn(c.name, SQL_TYPES[c.kind], description=c.doc) for c in table.columns])
+
+
+_NUMBERS = (
+    "rows", "inserted", "updated", "deleted", "unchanged", "quarantined", "requests", "429s", "seconds", "bytes",
+)  # fmt: skip
+
+
+def _account(part: StreamReport) -> dict[str, Any]:
+    """What a sync did for one account, a value per heading."""
+    listing, changes = part.listing, part.changes
+    return {
+        "account": part.account,
+        "rows": listing.rows,
+        "inserted": changes.inserted,
+        "updated": changes.updated,
+        "deleted": changes.deleted,
+        "unchanged": changes.unchanged,
+        "quarantined": changes.quarantined,
+        "requests": listing.requests,
+        "429s": part.throttled,
+        "seconds": round(part.seconds, 3),
+        "bytes": part.bytes,
+        "complete": listing.complete,
+        "reason": listing.reason or "",
+    }
+
+
+def _short(row: dict[str, Any], table: Table) -> dict[str, str]:
+    """A row as a preview shows it: what the API sent, cut short."""
+    shown = [column.name for column in table.columns if not column.name.endswith("_raw")]
+    own = [name for name in shown if name == "_account" or not name.startswith("_")]
+    return {name: "" if row[name] is None else str(row[name])[:_PREVIEW_WIDTH] for name in own}
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> dg.MetadataValue[Any]:
+    """Rows as a table in the UI."""
+    if not rows:
+        return dg.MetadataValue.text("none")
+    kinds = {bool: "bool", int: "int", float: "float"}
+    schema = dg.TableSchema([dg.TableColumn(name, kinds.get(type(value), "string")) for name, value in rows[0].items()])
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows], schema=schema)

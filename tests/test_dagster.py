@@ -1,0 +1,553 @@
+"""The Dagster project: real runs of its jobs against the sandbox, in this process and under its own daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import httpx
+import pytest
+import truth
+import yaml
+from conftest import Place
+
+from contio_pipeline import streams
+from contio_pipeline.errors import ConfigError
+from contio_pipeline.settings import load_settings
+from contio_pipeline.streams import STREAMS
+from contio_pipeline.sync import parts
+from contio_pipeline.warehouse import Warehouse
+from dagster_project import resource
+from dagster_project.definitions import defs
+from dagster_project.defs.schedules import nightly, weekly
+from dagster_project.partitions import days
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+TABLES = parts()
+FIRST, LAST = date(2026, 10, 20), date(2026, 11, 18)
+MONTH = {"dagster/asset_partition_range_start": str(FIRST), "dagster/asset_partition_range_end": str(LAST)}
+DAYS = {"dagster/asset_partition_range_start": "2026-10-27", "dagster/asset_partition_range_end": "2026-10-29"}
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass
+class Project:
+    """The project with an instance of its own, on a place's settings."""
+
+    place: Place
+    instance: dg.DagsterInstance
+
+    def run(
+        self, job: str, tags: dict[str, str] | None = None, resources: dict[str, Any] | None = None
+    ) -> dg.ExecuteInProcessResult:
+        config = QUIET | ({"resources": {"contio": {"config": resources}}} if resources else {})
+        return (
+            defs()
+            .resolve_job_def(job)
+            .execute_in_process(instance=self.instance, tags=tags, run_config=config, raise_on_error=False)
+        )
+
+    def latest(self, asset: str) -> dict[str, Any]:
+        """The metadata of the asset's latest materialization."""
+        event = self.instance.get_latest_materialization_event(dg.AssetKey(asset))
+        assert event is not None
+        assert event.asset_materialization is not None
+        return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+
+
+@pytest.fixture
+def project(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Project]:
+    """The usual place, run by Dagster in this process."""
+    home = tmp_path / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    for name, value in {**place.environment, "DAGSTER_HOME": str(home)}.items():
+        monkeypatch.setenv(name, value)
+    with dg.DagsterInstance.get() as instance:
+        yield Project(place, instance)
+
+
+def why(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """Step -> what its failure says."""
+    failures = [event for event in result.all_events if event.is_step_failure]
+    told = [(str(event.step_key), event.step_failure_data) for event in failures]
+    return {
+        step: str(data.user_failure_data.description if data.user_failure_data else data.error) for step, data in told
+    }
+
+
+def listings(place: Place) -> Counter[tuple[str, str]]:
+    """(account, path) -> requests of first pages, for lists of an account."""
+    first = [request for request in place.sandbox.requests if request.query.get("offset", "0") == "0"]
+    names = ("meetings", "action-items", "calendar/events")
+    return Counter(
+        (str(request.account), name) for request in first for name in names if request.path.endswith(f"/user/{name}")
+    )
+
+
+# What is defined --------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_an_asset_for_each_stream_and_the_graph_says_what_comes_from_what() -> None:
+    graph = defs().resolve_asset_graph()
+    parents = {
+        node.key.to_user_string(): {key.to_user_string() for key in node.parent_keys} for node in graph.asset_nodes
+    }
+    assert parents == {
+        **{stream.name: {stream.parent} if stream.parent else set() for stream in STREAMS},
+        "document_contents": {"context_documents"},
+        "published": set(TABLES),
+    }
+    for node in graph.asset_nodes:
+        assert (node.group_name, node.owners, node.kinds) == ("contio", ["team:data"], {"duckdb", "parquet"})
+        assert node.tags["source"] == "contio"
+        assert node.description
+        assert node.pools == {"contio_warehouse"}
+        assert node.is_partitioned == (node.key.to_user_string() in {stream.name for stream in STREAMS})
+        assert node.is_partitioned == (node.backfill_policy == dg.BackfillPolicy.single_run())
+    for stream in STREAMS:
+        schema = graph.get(dg.AssetKey(stream.name)).metadata["dagster/column_schema"]
+        assert [column.name for column in schema.columns] == [column.name for column in stream.table.columns]
+        assert all(column.description for column in schema.columns)
+
+
+def test_loading_it_touches_neither_network_nor_data(tmp_path: Path) -> None:
+    code = """
+import socket
+def refuse(*_): raise SystemExit("the network was used")
+socket.socket.connect = refuse
+from dagster_project.definitions import defs
+defs().resolve_all_job_defs()
+import sys
+print([name for name in ("duckdb",) if hasattr(sys.modules.get(name), "_opened")])
+"""
+    place = {"CONTIO_DATA_DIR": str(tmp_path / "data"), "CONTIO_STATE_DIR": str(tmp_path / "state")}
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **place}, cwd=tmp_path, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_workspace_and_dg_name_the_same_code() -> None:
+    [entry] = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["dg"]["project"]
+    assert entry["python_module"] == {
+        "module_name": project["code_location_target_module"],
+        "location_name": project["code_location_name"],
+    }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["dg", "check", "defs"], ["dagster", "definitions", "validate", "--workspace", "workspace.yaml"]],
+    ids=["dg check defs", "dagster definitions validate"],
+)
+def test_dagsters_own_checks_pass(command: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "DAGSTER_HOME": str(tmp_path), "NO_COLOR": "1"}
+    done = subprocess.run(
+        [BIN / command[0], *command[1:]], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_new_declared_stream_is_an_asset_of_every_job(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    [items] = [stream for stream in STREAMS if stream.name == "action_items"]
+    monkeypatch.setattr(streams, "STREAMS", (*STREAMS, replace(items, name="tasks")))
+    result = project.run("full_sync")
+    assert result.success
+    assert project.latest("tasks")["rows"] == project.latest("action_items")["rows"] > 0
+    result = project.run("window", DAYS)
+    assert result.success, why(result)
+    assert project.place.query("SELECT count(*) FROM raw.tasks") == project.place.query(
+        "SELECT count(*) FROM raw.action_items"
+    )
+
+
+# Runs -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_sync_makes_everything_equal_and_tells_each_asset_once(project: Project) -> None:
+    result = project.run("full_sync")
+    assert result.success, why(result)
+    truth.check(project.place.world, project.place.settings, list(project.place.world.accounts))
+    told = Counter(
+        event.asset_key.to_user_string()
+        for event in result.all_events
+        if event.is_step_materialization and event.asset_key
+    )
+    assert told == dict.fromkeys((*TABLES, "published"), 1)
+    assert len(result.get_asset_check_evaluations()) == len(TABLES)
+    assert all(check.passed for check in result.get_asset_check_evaluations())
+    for stream in STREAMS:
+        assert not project.instance.get_materialized_partitions(dg.AssetKey(stream.name))
+    [(runs, parts_complete, requests)] = project.place.query(
+        "SELECT count(*), bool_and(complete), sum(requests) FROM ops.runs WHERE finished_at IS NOT NULL"
+    )
+    assert (runs, parts_complete) == (1, True)
+    assert requests == len([path for path in project.place.asked() if "/user/" in path])
+    assert len(project.place.asked("/profile")) == len(project.place.world.accounts)
+
+
+def test_a_month_is_one_listing_for_each_account_and_stream(project: Project) -> None:
+    project.run("full_sync")
+    world = project.place.world
+    world.update("meetings", 3)
+    project.place.sandbox.reset_log()
+    result = project.run("window", MONTH)
+    assert result.success, why(result)
+    lists = ("meetings", "action-items", "calendar/events")
+    assert listings(project.place) == {(account, name): 1 for account in world.accounts for name in lists}
+    assert len(project.place.asked("/profile")) == len(world.accounts)
+    month = {str(FIRST + timedelta(days=number)) for number in range(30)}
+    for stream in STREAMS:
+        assert project.instance.get_materialized_partitions(dg.AssetKey(stream.name)) == month
+
+
+def test_each_materialization_says_what_was_done(project: Project) -> None:
+    project.run("full_sync")
+    numbers = (
+        "rows",
+        "inserted",
+        "updated",
+        "deleted",
+        "unchanged",
+        "quarantined",
+        "requests",
+        "429s",
+        "seconds",
+        "bytes",
+    )
+    for name in TABLES:
+        told = project.latest(name)
+        assert all(isinstance(told[number], int | float) for number in numbers)
+        assert told["inserted"] == told["rows"] == told["dagster/row_count"] > 0
+        assert told["window"] == "everything"
+        assert Path(told["files"]).is_dir()
+        assert [record.data["account"] for record in told["accounts"].records] == ["ana", "bo", "cem"]
+        assert sum(record.data["rows"] for record in told["accounts"].records) == told["rows"]
+        assert len(told["preview"].records) == 5
+        assert all(column.description for column in told["dagster/column_schema"].columns)
+    published = project.latest("published")
+    assert published["files"] > 10
+    assert published["bytes"] > 100_000
+    assert (Path(published["folder"]) / "contio.duckdb").is_file()
+
+    project.run("window", DAYS)
+    told = project.latest("meetings")
+    assert told["window"] == "2026-10-27 to 2026-10-30, the end not included"
+    assert told["unchanged"] == told["rows"]
+    assert {"preview", "accounts", "dagster/column_schema"} <= told.keys()
+    [(last_day,)] = project.place.query(
+        "SELECT count(*) FROM raw.meetings WHERE _deleted_at IS NULL AND start_time::DATE = DATE '2026-10-29'"
+    )
+    assert told["dagster/partition_row_count"] == last_day > 0
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [("2026-11-18", "2026-11-10"), ("2026-11-18", "2028-01-01")],
+    ids=["reversed", "past the last day"],
+)
+def test_a_range_that_is_none_fails_before_anything_is_asked(project: Project, start: str, end: str) -> None:
+    tags = {"dagster/asset_partition_range_start": start, "dagster/asset_partition_range_end": end}
+    result = project.run("window", tags)
+    assert not result.success
+    assert f"{start} to {end} is no range of days" in why(result)["meetings"]
+    assert project.place.asked() == []
+    assert not project.instance.get_materialized_partitions(dg.AssetKey("meetings"))
+
+
+def test_dagster_itself_refuses_days_before_the_first(project: Project) -> None:
+    with pytest.raises(Exception, match="2023-12-31 is before the partitions definition start"):
+        project.run("window", {**MONTH, "dagster/asset_partition_range_start": "2023-12-31"})
+    assert project.place.asked() == []
+
+
+def test_a_runs_configuration_selects_accounts(project: Project) -> None:
+    result = project.run("full_sync", resources={"accounts": ["bo"]})
+    assert result.success
+    assert project.place.query("SELECT DISTINCT _account FROM raw.meetings") == [("bo",)]
+    result = project.run("full_sync", resources={"accounts": ["nobody"]})
+    assert "there is no account 'nobody' (known: ana, bo, cem)" in why(result)["full_meetings"]
+
+
+@pytest.mark.parametrize(("job", "tags"), [("full_sync", {}), ("window", DAYS)])
+def test_a_broken_account_fails_the_run_after_the_good_ones_are_published(
+    project: Project, job: str, tags: dict[str, str]
+) -> None:
+    project.place.sandbox.revoke("bo")
+    result = project.run(job, tags)
+    assert not result.success
+    [(step, told)] = why(result).items()
+    assert step in {"published", "full_publish"}
+    assert told.count("contio-pipeline accounts add bo") == 1
+    assert "(action_items" in told or "(meetings" in told
+    assert project.place.query("SELECT DISTINCT _account FROM raw.meetings ORDER BY 1") == [("ana",), ("cem",)]
+    assert project.latest("published")["not_complete"] == len(TABLES)
+    checks = {check.asset_key.to_user_string(): check for check in result.get_asset_check_evaluations()}
+    assert checks.keys() == set(TABLES)
+    assert not any(check.passed for check in checks.values())
+    assert "bo: the refresh token" in str(checks["meetings"].description)
+
+
+def test_what_an_unpublished_run_left_incomplete_fails_the_run_that_publishes_it(project: Project) -> None:
+    project.place.sandbox.revoke("bo")
+    window = defs().resolve_job_def("window")
+    alone = window.get_subset(asset_selection={dg.AssetKey("meetings")})
+    result = alone.execute_in_process(instance=project.instance, tags=DAYS, run_config=QUIET, raise_on_error=False)
+    assert result.success  # its check says it; nothing is published yet
+    assert not result.get_asset_check_evaluations()[0].passed
+    result = project.run("documents", resources={"accounts": ["ana", "cem"]})
+    assert "bo: the refresh token" in why(result)["published"]
+
+
+def test_a_sync_from_the_command_line_is_waited_for(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "_BUSY_SECONDS", 0.2)
+    holding = [Warehouse(project.place.settings.data_dir, origin=None)]
+
+    def let_go(_self: object, message: str, *_: object) -> None:
+        assert "another contio-pipeline" in message
+        if holding:
+            holding.pop().close()
+
+    monkeypatch.setattr(dg.DagsterLogManager, "warning", let_go)
+    result = project.run("documents")
+    assert result.success
+    assert [event.step_key for event in result.all_events if event.is_step_up_for_retry] == ["document_contents"]
+
+
+def test_a_full_disk_or_a_bad_setting_says_what_to_do(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONTIO_CLIENT_SECRET")
+    assert "CONTIO_CLIENT_SECRET must be set" in why(project.run("documents"))["document_contents"]
+    monkeypatch.setenv("CONTIO_CLIENT_SECRET", "x")
+    monkeypatch.setenv("CONTIO_DATA_DIR", "/proc/nowhere")
+    assert "set CONTIO_DATA_DIR" in why(project.run("documents"))["document_contents"]
+
+
+# Schedules --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("zone", "tick", "start", "end"),
+    [
+        ("UTC", datetime(2026, 11, 24, 2, 15, tzinfo=UTC), "2026-11-17", "2026-12-24"),
+        (
+            "Asia/Tokyo",
+            datetime(2026, 11, 23, 17, 15, tzinfo=UTC),
+            "2026-11-16",
+            "2026-12-23",
+        ),  # 2:15 on the 24th there
+        ("UTC", datetime(2024, 1, 3, 2, 15, tzinfo=UTC), "2024-01-01", "2024-02-02"),  # never before the first day
+    ],
+)
+def test_a_night_is_one_range_of_utc_days_in_one_run(
+    zone: str, tick: datetime, start: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONTIO_TIMEZONE", zone)
+    schedule = nightly(load_settings())
+    assert schedule.execution_timezone == zone
+    with dg.DagsterInstance.ephemeral() as instance:
+        context = dg.build_schedule_context(instance=instance, scheduled_execution_time=tick)
+        [request] = schedule.evaluate_tick(context).run_requests or []
+    assert request.tags["dagster/asset_partition_range_start"] == start
+    assert request.tags["dagster/asset_partition_range_end"] == end
+
+
+def test_the_days_ahead_that_a_night_asks_for_exist() -> None:
+    settings = load_settings()
+    last = days(settings).get_last_partition_key()
+    assert last == str(datetime.now(UTC).date() + timedelta(days=settings.lookahead_days))
+    assert days(settings).get_first_partition_key() == "2024-01-01"
+
+
+def test_schedules_run_when_the_switch_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for switch, status in (
+        ("false", dg.DefaultScheduleStatus.STOPPED),
+        ("true", dg.DefaultScheduleStatus.RUNNING),
+    ):
+        monkeypatch.setenv("CONTIO_SCHEDULES", switch)
+        assert {nightly(load_settings()).default_status, weekly(load_settings()).default_status} == {status}
+    assert (nightly(load_settings()).job_name, weekly(load_settings()).job_name) == ("window", "full_sync")
+
+
+@pytest.mark.parametrize("name", ["NIGHTLY", "WEEKLY"])
+def test_a_cron_that_is_none_is_refused_by_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"CONTIO_{name}_CRON", "at midnight")
+    with pytest.raises(ConfigError, match=f"CONTIO_{name}_CRON must be a cron expression"):
+        (nightly if name == "NIGHTLY" else weekly)(load_settings())
+
+
+# The real thing: UI and daemon --------------------------------------------------------------------------------------------
+
+
+class Up:
+    """`make up` on a place, asked over GraphQL as the UI asks."""
+
+    def __init__(self, place: Place, port: int, process: subprocess.Popen[str]) -> None:
+        self.place = place
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = process
+
+    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        answer = httpx.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=60).json()
+        assert "errors" not in answer, answer
+        return dict(answer["data"])
+
+    def launch(self, job: str, tags: dict[str, str]) -> str:
+        told = self.ask(
+            """mutation ($p: ExecutionParams!) { launchPipelineExecution(executionParams: $p) {
+                ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }""",
+            p={
+                "selector": {
+                    "repositoryLocationName": "contio",
+                    "repositoryName": "__repository__",
+                    "pipelineName": job,
+                },
+                "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
+            },
+        )
+        return str(told["launchPipelineExecution"]["run"]["runId"])
+
+    def backfill(self, assets: list[str], keys: list[str]) -> None:
+        self.ask(
+            """mutation ($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) { __typename } }""",
+            p={"assetSelection": [{"path": [asset]} for asset in assets], "partitionNames": keys},
+        )
+
+    def runs(self) -> dict[str, str]:
+        """Run -> status."""
+        told = self.ask("{ runsOrError { ... on Runs { results { runId status } } } }")
+        return {run["runId"]: run["status"] for run in told["runsOrError"]["results"]}
+
+    def wait(self, runs: int, *statuses: str) -> dict[str, str]:
+        """Until there are so many runs and all have one of these statuses."""
+        until = time.monotonic() + 180
+        while time.monotonic() < until:
+            found = self.runs()
+            if len(found) == runs and set(found.values()) <= set(statuses):
+                return found
+            assert self.process.poll() is None
+            time.sleep(0.5)
+        raise AssertionError(self.runs())
+
+
+def processes(marker: str) -> list[str]:
+    """Command lines of the processes whose environment holds the text."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def up(place: Place, tmp_path: Path) -> Iterator[Up]:
+    """UI and daemon, as `make up` starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path / "up.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dagster_project", "--port", str(port)],
+        env=place.environment,
+        cwd=tmp_path,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    running = Up(place, port, process)
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                if running.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"):
+                    break
+            except httpx.TransportError:
+                assert process.poll() is None, (tmp_path / "up.log").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.2)
+        yield running
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        log.close()
+
+
+def test_a_range_launched_over_graphql_and_a_backfill_are_one_run_each(up: Up) -> None:
+    place = up.place
+    place.sync()
+    place.world.update("meetings", 3)
+    once = {
+        (account, name): 1
+        for account in place.world.accounts
+        for name in ("meetings", "action-items", "calendar/events")
+    }
+
+    place.sandbox.reset_log()
+    up.launch("window", MONTH)
+    up.wait(1, "SUCCESS")
+    assert listings(place) == once
+
+    place.sandbox.reset_log()
+    up.backfill([stream.name for stream in STREAMS], [str(FIRST + timedelta(days=number)) for number in range(30)])
+    up.wait(2, "SUCCESS")
+    assert listings(place) == once
+
+    up.launch("full_sync", {})
+    up.wait(3, "SUCCESS")
+    truth.check(place.world, place.settings, list(place.world.accounts))
+
+
+def test_sigterm_ends_everything_and_the_next_run_goes_on(up: Up) -> None:
+    up.place.sandbox.latency = 1
+    run = up.launch("full_sync", {})
+    until = time.monotonic() + 60
+    while not up.place.asked("/meetings"):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    up.process.send_signal(signal.SIGTERM)
+    assert up.process.wait(20) == 0
+    assert processes(str(up.place.settings.data_dir)) == []
+    up.place.sandbox.latency = 0
+    assert up.place.sync().complete
+    home = up.place.settings.data_dir / "dagster"
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        stopped = instance.get_run_by_id(run)
+        assert stopped is not None
+        assert stopped.status == dg.DagsterRunStatus.FAILURE
+    assert home.stat().st_mode & 0o777 == 0o700
+
+
+def test_dg_launch_of_a_range_is_one_run(project: Project) -> None:
+    place = project.place
+    selection = ",".join(stream.name for stream in STREAMS)
+    done = subprocess.run(
+        [BIN / "dg", "launch", "--assets", selection, "--partition-range", f"{FIRST}...{LAST}"],
+        cwd=ROOT,
+        env={**os.environ, **place.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(listings(place).values()) == {1}
+    assert len(project.instance.get_run_records()) == 1
+    assert json.dumps(place.world.client_secret) not in done.stdout + done.stderr
+    assert re.search("ana meetings: [0-9]+ rows", done.stdout + done.stderr)
