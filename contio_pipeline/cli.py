@@ -589,11 +589,10 @@ def demo(
     from contio_pipeline.demo import QUESTIONS, run
     from contio_pipeline.publish import ask
 
-    generation = run(folder)
-    for heading, sql in _DEMO.items():
+    generation, summary = run(folder)
+    for heading, rows in summary.items():
         print(f"\n{heading}\n")
-        answer = ask(generation, sql)
-        _print(_table(answer.names, answer.rows))
+        _print(_table(rows[0], [list(row.values()) for row in rows]))
     for question, sql in QUESTIONS.items():
         print(f"\n{question}\n")
         answer = ask(generation, sql)
@@ -614,16 +613,6 @@ What to do next
   real data:   set CONTIO_CLIENT_ID and CONTIO_CLIENT_SECRET, then
                {program} accounts add NAME --refresh-token-stdin && {program} sync"""
     )
-
-
-_DEMO = {
-    "What the full sync found": """
-        SELECT account, stream, rows, requests, if(complete, 'yes', 'NO') AS complete FROM ops.windows
-        WHERE window_start IS NULL ORDER BY account, listed_at""",
-    "What changed (the full sync, then a window of eight days)": """
-        SELECT * FROM (SELECT started_at, window_start AS since, window_end AS until, inserted, updated, deleted, requests,
-            if(complete, 'yes', 'NO') AS complete FROM ops.runs ORDER BY started_at DESC LIMIT 2) ORDER BY started_at""",
-}
 
 
 @_command(app)

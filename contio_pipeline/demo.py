@@ -11,6 +11,7 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from contio_pipeline.auth import Tokens, TokenStore
 from contio_pipeline.errors import ConfigError, ContioError
@@ -39,14 +40,26 @@ _BUDGET = 1_000_000
 """Requests in five minutes: the demo's server is ours, so nobody has to wait for it."""
 
 
+_SUMMARY = {
+    "What the full sync found": """
+        SELECT account, stream, rows, requests, if(complete, 'yes', 'NO') AS complete FROM ops.windows
+        WHERE window_start IS NULL ORDER BY account, listed_at""",
+    "What changed (the full sync, then a window of eight days)": """
+        SELECT * FROM (SELECT started_at, window_start AS since, window_end AS until, inserted, updated, deleted, requests,
+            if(complete, 'yes', 'NO') AS complete FROM ops.runs ORDER BY started_at DESC LIMIT 2) ORDER BY started_at""",
+}
+
 FIRST_DAY, LAST_DAY = date(2026, 10, 25), date(2026, 11, 1)
 """The window that is synced after the full sync, as a nightly run would."""
 
 
-def run(folder: Path) -> Generation:
+def run(folder: Path) -> tuple[Generation, dict[str, list[dict[str, Any]]]]:
     """Sync the demo's world into `folder`; its tokens and budget go to a folder beside it.
 
     The world and its date are the same at every run, so a second one finds nothing changed. Progress goes to standard error.
+
+    Returns:
+        What is published, and tables that say what was done: heading -> rows.
 
     Raises:
         ConfigError: the folder holds something else.
@@ -79,4 +92,5 @@ def run(folder: Path) -> Generation:
         code = subprocess.run(jobs, env=environment | settings.as_environment(), check=False).returncode  # noqa: S603
     if code:
         raise ContioError(f"a job of the demo failed (exit code {code}): what it said is above")
-    return current(folder)
+    with Warehouse(folder, origin=None) as warehouse:  # a sync that changed nothing is not published at once
+        return current(folder), {heading: warehouse.query(sql) for heading, sql in _SUMMARY.items()}

@@ -1,14 +1,20 @@
-"""What several test modules share: a clean environment, and a place with a sandbox, accounts and folders."""
+"""What several test modules share: a clean environment, a place with a sandbox, accounts and folders, Dagster on it."""
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import httpx
 import pytest
 
 from contio_pipeline.auth import Tokens, TokenStore
@@ -100,3 +106,90 @@ def new_place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
 def place(new_place: Callable[..., Place]) -> Place:
     """The usual place: three accounts, forty meetings."""
     return new_place()
+
+
+# Dagster -------------------------------------------------------------------------------------------------------------
+
+
+class Up:
+    """`make up` on a place, asked over GraphQL as the UI asks."""
+
+    def __init__(self, place: Place, port: int, process: subprocess.Popen[str]) -> None:
+        self.place = place
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = process
+
+    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        answer = httpx.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=60).json()
+        assert "errors" not in answer, answer
+        return dict(answer["data"])
+
+    def launch(self, job: str, tags: dict[str, str]) -> str:
+        told = self.ask(
+            """mutation ($p: ExecutionParams!) { launchPipelineExecution(executionParams: $p) {
+                ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }""",
+            p={
+                "selector": {
+                    "repositoryLocationName": "contio",
+                    "repositoryName": "__repository__",
+                    "pipelineName": job,
+                },
+                "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
+            },
+        )
+        return str(told["launchPipelineExecution"]["run"]["runId"])
+
+    def backfill(self, assets: list[str], keys: list[str]) -> None:
+        self.ask(
+            """mutation ($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) { __typename } }""",
+            p={"assetSelection": [{"path": [asset]} for asset in assets], "partitionNames": keys},
+        )
+
+    def runs(self) -> dict[str, str]:
+        """Run -> status."""
+        told = self.ask("{ runsOrError { ... on Runs { results { runId status } } } }")
+        return {run["runId"]: run["status"] for run in told["runsOrError"]["results"]}
+
+    def wait(self, runs: int, *statuses: str) -> dict[str, str]:
+        """Until there are so many runs and all have one of these statuses."""
+        until = time.monotonic() + 180
+        while time.monotonic() < until:
+            found = self.runs()
+            if len(found) == runs and set(found.values()) <= set(statuses):
+                return found
+            assert self.process.poll() is None
+            time.sleep(0.5)
+        raise AssertionError(self.runs())
+
+
+@pytest.fixture
+def up(place: Place, tmp_path: Path) -> Iterator[Up]:
+    """UI and daemon, as `make up` starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path / "up.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dagster_project", "--port", str(port)],
+        env=place.environment,
+        cwd=tmp_path,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    running = Up(place, port, process)
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                if running.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"):
+                    break
+            except httpx.TransportError:
+                assert process.poll() is None, (tmp_path / "up.log").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.2)
+        yield running
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        log.close()

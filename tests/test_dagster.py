@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import httpx
 import pytest
 import truth
 import yaml
-from conftest import Place
+from conftest import Place, Up
 
 from contio_pipeline import streams
 from contio_pipeline.errors import ConfigError
@@ -394,57 +392,6 @@ def test_a_cron_that_is_none_is_refused_by_its_variable(name: str, monkeypatch: 
 # The real thing: UI and daemon --------------------------------------------------------------------------------------------
 
 
-class Up:
-    """`make up` on a place, asked over GraphQL as the UI asks."""
-
-    def __init__(self, place: Place, port: int, process: subprocess.Popen[str]) -> None:
-        self.place = place
-        self.url = f"http://127.0.0.1:{port}"
-        self.process = process
-
-    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        answer = httpx.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=60).json()
-        assert "errors" not in answer, answer
-        return dict(answer["data"])
-
-    def launch(self, job: str, tags: dict[str, str]) -> str:
-        told = self.ask(
-            """mutation ($p: ExecutionParams!) { launchPipelineExecution(executionParams: $p) {
-                ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }""",
-            p={
-                "selector": {
-                    "repositoryLocationName": "contio",
-                    "repositoryName": "__repository__",
-                    "pipelineName": job,
-                },
-                "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
-            },
-        )
-        return str(told["launchPipelineExecution"]["run"]["runId"])
-
-    def backfill(self, assets: list[str], keys: list[str]) -> None:
-        self.ask(
-            """mutation ($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) { __typename } }""",
-            p={"assetSelection": [{"path": [asset]} for asset in assets], "partitionNames": keys},
-        )
-
-    def runs(self) -> dict[str, str]:
-        """Run -> status."""
-        told = self.ask("{ runsOrError { ... on Runs { results { runId status } } } }")
-        return {run["runId"]: run["status"] for run in told["runsOrError"]["results"]}
-
-    def wait(self, runs: int, *statuses: str) -> dict[str, str]:
-        """Until there are so many runs and all have one of these statuses."""
-        until = time.monotonic() + 180
-        while time.monotonic() < until:
-            found = self.runs()
-            if len(found) == runs and set(found.values()) <= set(statuses):
-                return found
-            assert self.process.poll() is None
-            time.sleep(0.5)
-        raise AssertionError(self.runs())
-
-
 def processes(marker: str) -> list[str]:
     """Command lines of the processes whose environment holds the text."""
     found = []
@@ -455,39 +402,6 @@ def processes(marker: str) -> list[str]:
         except OSError:
             continue
     return found
-
-
-@pytest.fixture
-def up(place: Place, tmp_path: Path) -> Iterator[Up]:
-    """UI and daemon, as `make up` starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (tmp_path / "up.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dagster_project", "--port", str(port)],
-        env=place.environment,
-        cwd=tmp_path,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    running = Up(place, port, process)
-    try:
-        until = time.monotonic() + 120
-        while True:
-            try:
-                if running.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"):
-                    break
-            except httpx.TransportError:
-                assert process.poll() is None, (tmp_path / "up.log").read_text()
-                assert time.monotonic() < until
-                time.sleep(0.2)
-        yield running
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        log.close()
 
 
 def test_a_range_launched_over_graphql_and_a_backfill_are_one_run_each(up: Up) -> None:
