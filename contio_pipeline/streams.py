@@ -302,6 +302,9 @@ STREAMS: tuple[Stream, ...] = (
 )
 
 PROFILE_PATH = "profile"
+PROFILE_NAME = "profile"
+"""What `ops.windows` calls the reading of an account's profile, with which every sync of the account begins."""
+
 PROFILE = _columns(
     id=("text", "The Contio user's id."),
     display_name=("text", "The user's name."),
@@ -390,7 +393,7 @@ WINDOWS = Table(
     "The last listing of each window: what was listed, and whether it is known to be complete.",
     _columns(
         account=("text", "The account."),
-        stream=("text", "The stream, or document_contents."),
+        stream=("text", "The stream, document_contents, or profile."),
         window_start=("timestamp", "First instant of the window; NULL for a full sync."),
         window_end=("timestamp", "End of the window, itself not included; NULL for a full sync."),
         rows=("integer", "Rows received, each id counted once."),

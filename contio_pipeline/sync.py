@@ -34,8 +34,8 @@ from contio_pipeline.listings import Lister
 from contio_pipeline.publish import Generation, current, publish
 from contio_pipeline.rows import decode
 from contio_pipeline.settings import Settings
-from contio_pipeline.streams import DOCUMENT_CONTENTS, PROFILE, PROFILE_PATH, STREAMS, Stream, Table
-from contio_pipeline.warehouse import Warehouse, Window
+from contio_pipeline.streams import DOCUMENT_CONTENTS, PROFILE, PROFILE_NAME, PROFILE_PATH, STREAMS, Stream, Table
+from contio_pipeline.warehouse import Listing, Warehouse, Window
 from contio_pipeline.work import Listener, Nobody, StreamReport, SyncReport, Work
 
 log = logging.getLogger(__name__)
@@ -207,8 +207,8 @@ class Run:
                 "started_at": report.started_at,
                 "finished_at": finished_at,
                 "version": __version__,
-                "window_start": report.window.start,
-                "window_end": report.window.end,
+                "window_start": report.window.start or before.get("window_start"),  # contents have no window
+                "window_end": report.window.end or before.get("window_end"),
                 "complete": report.complete and before.get("complete", True),
                 **{name: count + before.get(name, 0) for name, count in done.items()},
             }
@@ -218,15 +218,7 @@ class Run:
 
     def _account(self, account: str, names: Sequence[str]) -> None:
         """All that is asked for of one account; a stream that fails leaves the others alone, a dead account all of them."""
-        broken = self._halted
-        windows = self._work.warehouse.windows_of(self.report.run_id)
-        proven = any(row["account"] == account and row["complete"] for row in windows)  # by an earlier part of this run
-        try:
-            if not broken and not proven:
-                self._profile(account)
-        except (AccountError, ConfigError, ApiError) as error:
-            broken = error
-            self._halted = error if isinstance(error, Throttled) else None  # it was None: this account was tried
+        broken = self._halted or self._open_account(account)
         for stream in self._work.warehouse.streams:
             if stream.name in names:
                 refresh = partial(self._lister.refresh, stream=stream)
@@ -272,18 +264,35 @@ class Run:
             report.account, report.stream, window, report.listing, self._work.run_id, datetime.now(UTC)
         )
 
-    def _profile(self, account: str) -> None:
-        """Read whose tokens these are; an account that may not read its profile is synced all the same."""
+    def _open_account(self, account: str) -> ContioError | None:
+        """Read whose tokens these are, once in a run; returns why the account cannot be used, if it cannot."""
+        for row in self._work.warehouse.windows_of(self.report.run_id):
+            if (row["account"], row["stream"]) == (account, PROFILE_NAME):  # an earlier part of this run knows
+                return None if row["complete"] else AccountError(row["reason"])
+        listing, broken = Listing(), None
+        before = self._work.client.traffic.requests
+        try:
+            listing.rows = listing.total = self._profile(account)
+        except (AccountError, ConfigError, ApiError) as error:
+            listing.complete, listing.reason, broken = False, str(error), error
+            self._halted = error if isinstance(error, Throttled) else None  # it was None: this account was tried
+        listing.requests = self._work.client.traffic.requests - before
+        self._work.warehouse.put_window(account, PROFILE_NAME, Window(), listing, self.report.run_id, datetime.now(UTC))
+        return broken
+
+    def _profile(self, account: str) -> int:
+        """Read and store the profile; returns how many there are. An account that may not read its own is synced all the same."""
         try:
             profile = self._work.client.profile(account, PROFILE_PATH)
         except ApiError as error:
             if isinstance(error, Transient | Unauthorized):
                 raise
             log.warning("account %s: the profile cannot be read (%s): deletions cannot be confirmed", account, error)
-            return
+            return 0
         batch = decode(PROFILE, [profile])
         if batch.ids:
             self._work.warehouse.put_profile(account, batch, datetime.now(UTC))
+        return len(batch.ids)
 
 
 def _accounts(settings: Settings, accounts: Sequence[str]) -> list[str]:

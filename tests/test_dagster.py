@@ -293,9 +293,10 @@ def test_a_broken_account_fails_the_run_after_the_good_ones_are_published(
     [(step, told)] = why(result).items()
     assert step in {"published", "full_publish"}
     assert told.count("contio-pipeline accounts add bo") == 1
-    assert "(action_items" in told or "(meetings" in told
+    assert "profile, " in told
+    assert len(project.place.asked("/oauth2/token")) == 3  # one for each account: nobody asks again for the broken one
     assert project.place.query("SELECT DISTINCT _account FROM raw.meetings ORDER BY 1") == [("ana",), ("cem",)]
-    assert project.latest("published")["not_complete"] == len(TABLES)
+    assert project.latest("published")["not_complete"] == len(TABLES) + 1  # the profile
     checks = {check.asset_key.to_user_string(): check for check in result.get_asset_check_evaluations()}
     assert checks.keys() == set(TABLES)
     assert not any(check.passed for check in checks.values())
@@ -311,6 +312,25 @@ def test_what_an_unpublished_run_left_incomplete_fails_the_run_that_publishes_it
     assert not result.get_asset_check_evaluations()[0].passed
     result = project.run("documents", resources={"accounts": ["ana", "cem"]})
     assert "bo: the refresh token" in why(result)["published"]
+
+
+def test_a_single_day_can_be_listed_too(project: Project) -> None:
+    result = project.run("window", {"dagster/partition": "2026-10-28"})
+    assert result.success, why(result)
+    assert project.latest("meetings")["window"] == "2026-10-28 to 2026-10-29, the end not included"
+    assert project.place.query("SELECT window_start::DATE::VARCHAR, window_end::DATE::VARCHAR FROM ops.runs") == [
+        ("2026-10-28", "2026-10-29")
+    ]
+
+
+def test_long_work_is_told_of_now_and_then(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "_A_MINUTE", 0)
+    monkeypatch.setenv("CONTIO_RATE_LIMIT", "40")
+    monkeypatch.setenv("CONTIO_RATE_WINDOW_SECONDS", "1")
+    result = project.run("full_sync", resources={"accounts": ["ana"]})
+    told = {record.user_message for record in project.instance.all_logs(result.run_id)}
+    assert any(re.fullmatch("ana context_documents: [0-9]+ of [0-9]+", text) for text in told)
+    assert "ana context_documents: waiting for the request budget" in told
 
 
 def test_a_sync_from_the_command_line_is_waited_for(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

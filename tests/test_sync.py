@@ -17,6 +17,7 @@ from contio_pipeline.errors import ConfigError
 from contio_pipeline.publish import current
 from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.streams import STREAMS, Column, Stream
+from contio_pipeline.sync import Run, parts
 from contio_pipeline.warehouse import Window
 from contio_pipeline.work import StreamReport, SyncReport
 
@@ -623,3 +624,41 @@ def test_folders_that_hold_private_data_are_the_owners_alone(place: Place) -> No
     data: Path = place.settings.data_dir
     for path in (data, data / "warehouse.duckdb", data / "documents", place.settings.state_dir / "accounts"):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+# Runs in parts --------------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_a_run_are_one_run_and_know_what_the_others_found(place: Place) -> None:
+    for name in parts():
+        with Run(place.settings, run_id="night") as run:
+            run.refresh(name)
+    with Run(place.settings, run_id="night") as run:
+        assert run.incomplete() == []
+        run.publish()
+    check(place.world, place.settings)
+    assert len(place.asked("/profile")) == 3
+    [(complete, requests, finished)] = place.query("SELECT complete, requests, finished_at > started_at FROM ops.runs")
+    assert (complete, requests, finished) == (True, len([path for path in place.asked() if "/user/" in path]), True)
+
+    window = Window(day("2026-10-01"), day("2026-11-01"))
+    place.sandbox.faults = [Fault("/user/meetings$", status=500, times=99)]
+    with Run(place.settings, run_id="next", window=window, accounts=["ana"]) as run:
+        run.refresh("meetings")
+    place.sandbox.faults = []
+    with Run(place.settings, run_id="next", window=window, accounts=["ana"]) as run:
+        run.refresh("context_documents")
+        assert [row["stream"] for row in run.incomplete()] == ["meetings", "context_documents"]
+        assert "could not all be listed" in run.incomplete()[1]["reason"]
+
+
+def test_an_account_that_one_part_found_broken_is_not_asked_again_in_that_run(place: Place) -> None:
+    place.sandbox.revoke("bo")
+    for name in ("meetings", "action_items"):
+        with Run(place.settings, run_id="night", accounts=["bo"]) as run:
+            run.refresh(name)
+            assert not run.report.complete
+    assert len(place.sandbox.requests) == 1
+    with Run(place.settings, run_id="next night", accounts=["bo"]) as run:
+        run.refresh("meetings")
+    assert len(place.sandbox.requests) == 2
