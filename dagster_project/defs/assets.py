@@ -32,7 +32,6 @@ def stream_asset(stream: Stream, settings: Settings) -> dg.AssetsDefinition:
         name=stream.name,
         deps=[stream.parent] if stream.parent else [],
         partitions_def=partitions,
-        backfill_policy=dg.BackfillPolicy.single_run(),
         **_shown(
             stream.table,
             settings,
@@ -83,6 +82,7 @@ def published_asset(settings: Settings, declared: tuple[Stream, ...]) -> dg.Asse
         description="The generation that `data/current` leads to: a DuckDB file and Parquet, for SQL and BI at any moment.\n\n"
         "It is made in any case. The step fails afterwards when the run could not make everything equal to the API.",
         dagster_type=cast("dg.DagsterType", dg.Nothing),  # so that no IO manager is called
+        backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=_GROUP,
         kinds={"duckdb", "parquet"},
         owners=[settings.owner],
@@ -105,6 +105,7 @@ def _shown(table: Table, settings: Settings, more: str) -> dict[str, Any]:
     """How the UI shows a table's asset."""
     return {
         "description": f"{table.doc}{more}",
+        "backfill_policy": dg.BackfillPolicy.single_run(),
         "group_name": _GROUP,
         "kinds": {"duckdb", "parquet"},
         "owners": [settings.owner],
