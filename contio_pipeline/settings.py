@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import ssl
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -30,6 +31,8 @@ from contio_pipeline.errors import ConfigError
 
 API_PREFIX = "/v1/partner/user"
 _PREFIX = "CONTIO_"
+_CRON = re.compile(r"@[a-z]+|([\dA-Za-z*/,-]+ +){4}[\dA-Za-z*/,#-]+")
+_OWNER = re.compile(r"team:\w[\w .-]*|[\w.+-]+@[\w-]+(\.[\w-]+)+")
 
 
 def is_loopback(url: str) -> bool:
@@ -149,6 +152,20 @@ class Settings(BaseSettings):
             ZoneInfo(value)
         except (ValueError, OSError, ZoneInfoNotFoundError):
             raise ValueError(f"must be an IANA time zone such as Europe/Berlin, not {value}") from None
+        return value
+
+    @field_validator("nightly_cron", "weekly_cron")
+    @classmethod
+    def _like_cron(cls, value: str) -> str:
+        if not _CRON.fullmatch(value):  # whether its numbers make sense is checked where the schedule is made
+            raise ValueError(f"must be a cron expression such as 15 2 * * *, not {value}")
+        return value
+
+    @field_validator("owner")
+    @classmethod
+    def _like_owner(cls, value: str) -> str:
+        if not _OWNER.fullmatch(value):
+            raise ValueError(f"must be an e-mail address or team:NAME, not {value}")
         return value
 
     @field_validator("client_id")

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from contio_pipeline.errors import ConfigError
@@ -28,12 +27,12 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address of the UI; it has no login (default: %(default)s)")
     parser.add_argument("--port", default="3000", help="port of the UI (default: %(default)s)")
     arguments = parser.parse_args()
-    try:
-        settings = load_settings()
-    except ConfigError as error:
-        sys.exit(f"Error: {error}")
     os.umask(0o077)  # runs inherit it: what they write is nobody else's, but for what is published
-    folder = dagster_home(settings.data_dir)
+    try:
+        folder = dagster_home(load_settings().data_dir)
+    except ConfigError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
     print(
         f"Dagster keeps its runs in {folder}. The UI: http://{arguments.host}:{arguments.port} (Ctrl-C ends it)",
         flush=True,
@@ -53,22 +52,30 @@ def main() -> int:
     while not stop.wait(_LOOK_SECONDS) and all(process.poll() is None for process in running.values()):
         pass
     ended = [name for name, process in running.items() if process.poll() is not None]
-    for process in running.values():
-        _end(process)
+    _end(list(running.values()))
     for name in ended:
         print(f"Error: the {name} ended by itself (exit code {running[name].returncode}); see above", file=sys.stderr)
     return 1 if ended else 0
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started; a run that is at work keeps what it has committed."""
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End both and all that they started; a run that is at work keeps what it has committed."""
     for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, 1)):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-            for _ in range(int(seconds / _LOOK_SECONDS)):
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(_LOOK_SECONDS)
+        for process in processes:
+            _signal_group(process, number)
+        until = time.monotonic() + seconds
+        while any(_signal_group(process, 0) for process in processes) and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Signal a process and all that it started; returns whether any of them is still there."""
+    process.poll()
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
+from contio_pipeline.errors import ConfigError
 from contio_pipeline.folders import private_folder
 
 _HERE = Path(__file__).parent
@@ -20,10 +21,20 @@ def dagster_home(data_dir: Path) -> Path:
     """DAGSTER_HOME if it is set, else `<data folder>/dagster`, with the project's `dagster.yaml` copied into it.
 
     It is put into the environment, for Dagster to find.
+
+    Raises:
+        ConfigError: DAGSTER_HOME is not a folder, or the data folder cannot be written.
     """
     if chosen := os.environ.get("DAGSTER_HOME"):
+        if not Path(chosen).is_absolute() or not Path(chosen).is_dir():
+            raise ConfigError(f"DAGSTER_HOME must be the absolute path of a folder that is there, not {chosen}")
         return Path(chosen)
-    folder = private_folder(data_dir / "dagster")
-    shutil.copyfile(ROOT / "dagster.yaml", folder / "dagster.yaml")
+    try:
+        folder = private_folder(data_dir / "dagster")
+        shutil.copyfile(ROOT / "dagster.yaml", folder / "dagster.yaml")
+    except OSError as error:
+        raise ConfigError(
+            f"the data folder {data_dir} cannot be written ({error.strerror}): set CONTIO_DATA_DIR"
+        ) from None
     os.environ["DAGSTER_HOME"] = str(folder)
     return folder

@@ -33,6 +33,7 @@ from contio_pipeline.warehouse import Warehouse
 from dagster_project import resource
 from dagster_project.definitions import defs
 from dagster_project.defs.schedules import nightly, weekly
+from dagster_project.home import dagster_home
 from dagster_project.partitions import days
 
 ROOT = Path(__file__).parent.parent
@@ -392,6 +393,19 @@ def test_the_days_ahead_that_a_night_asks_for_exist() -> None:
     assert days(settings).get_first_partition_key() == "2024-01-01"
 
 
+def test_a_first_day_that_is_to_come_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTIO_FIRST_DAY", "2999-01-01")
+    with pytest.raises(ConfigError, match="CONTIO_FIRST_DAY must not lie in the future"):
+        days(load_settings())
+
+
+@pytest.mark.parametrize("chosen", ["relative", "/not/there"])
+def test_a_dagster_home_that_is_none_is_refused(chosen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", chosen)
+    with pytest.raises(ConfigError, match="DAGSTER_HOME must be the absolute path of a folder"):
+        dagster_home(tmp_path)
+
+
 def test_schedules_run_when_the_switch_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     for switch, status in (
         ("false", dg.DefaultScheduleStatus.STOPPED),
@@ -404,7 +418,7 @@ def test_schedules_run_when_the_switch_is_on(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("name", ["NIGHTLY", "WEEKLY"])
 def test_a_cron_that_is_none_is_refused_by_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"CONTIO_{name}_CRON", "at midnight")
+    monkeypatch.setenv(f"CONTIO_{name}_CRON", "99 99 * * *")
     with pytest.raises(ConfigError, match=f"CONTIO_{name}_CRON must be a cron expression"):
         (nightly if name == "NIGHTLY" else weekly)(load_settings())
 
