@@ -170,6 +170,13 @@ def sync(
     verify_documents: Annotated[
         bool, typer.Option("--verify-documents", help="Download all contents again, compare, repair.")
     ] = False,
+    accept_losses: Annotated[
+        bool,
+        typer.Option(
+            "--accept-losses",
+            help="Believe a listing that lacks most of the rows that are known; each is still confirmed.",
+        ),
+    ] = False,
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
     """Make the tables equal to what the API holds, and publish them.
@@ -187,7 +194,7 @@ def sync(
     window = Window(*_window(since, until))
     with _Progress() as listener:
         report = run_sync(
-            load_settings(),
+            load_settings(**({"loss_share": 1} if accept_losses else {})),
             accounts=account or (),
             streams=stream or (),
             window=window,

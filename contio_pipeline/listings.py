@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -79,6 +79,7 @@ class Lister:
         self._client = work.client
         self._warehouse = work.warehouse
         self._listener = work.listener
+        self._believable = Scope(loss_share=work.settings.loss_share, loss_count=work.settings.loss_count)
 
     def refresh(self, report: StreamReport, stream: Stream) -> None:
         """Make the stream's table equal to the account's list, or to the lists of all its parents; fill in the report.
@@ -105,7 +106,7 @@ class Lister:
         self._judge_quarantine(report, *stage.broken())
         probe_only = dates and not self._warehouse.assumption_holds(report.account, stream)
         full = self._work.window.start is None
-        scope = Scope(dates=dates, undated=full, at_most=1 if probe_only else None)
+        scope = replace(self._believable, dates=dates, undated=full, at_most=1 if probe_only else None)
         window, now = self._work.window, datetime.now(UTC)
         changes = self._warehouse.commit(stage, report.account, window, report.listing, scope, self._work.run_id, now)
         report.changes.add(changes)
@@ -175,7 +176,7 @@ class Lister:
             complete, empty = self._read_children(report, stream, stage, chunk, done)
             more_broken, more_without_id = stage.broken()
             broken, without_id = broken + more_broken, without_id + more_without_id
-            part, scope = Listing(), Scope(parents=tuple(complete))
+            part, scope = Listing(), replace(self._believable, parents=tuple(complete))
             now = datetime.now(UTC)
             changes = self._warehouse.commit(stage, report.account, None, part, scope, self._work.run_id, now)
             report.listing.rows += part.rows

@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     calendar_end: date | None = None
     documents: Literal["finished", "all"] = "finished"
     document_max_mb: int = Field(1024, ge=1)
+    loss_share: float = Field(0.5, ge=0, le=1)
+    loss_count: int = Field(50, ge=0)
     ca_bundle: Path | None = None
     timezone: str = "UTC"
     schedules: bool = False

@@ -247,7 +247,7 @@ class Warehouse(WorkFile):
             listing.complete = False
             listing.reason = (
                 f"the listing lacks {len(ids)} of {live} known rows, which looks like an outage rather than a clean-out: nothing "
-                "was marked as gone; look at the account in Contio and sync again"
+                "was marked as gone; look at the account in Contio, then sync again, with --accept-losses if they are gone indeed"
             )
             return []
         if ids:

@@ -71,6 +71,10 @@ class Contio(dg.ConfigurableResource[Any]):
     verify_documents: bool = Field(
         default=False, description="Download all contents of documents again, compare, and repair."
     )
+    accept_losses: bool = Field(
+        default=False,
+        description="Believe a listing that lacks most of the rows that are known; each is still confirmed.",
+    )
 
     def refresh(self, context: Context, table: Table, window: Window) -> Outcome:
         """Make one table equal to the API for all accounts.
@@ -136,7 +140,7 @@ class Contio(dg.ConfigurableResource[Any]):
         """The run's next part; what goes wrong says in the UI what to do."""
         try:
             with Run(
-                load_settings(),
+                load_settings(**({"loss_share": 1} if self.accept_losses else {})),
                 run_id=context.run.run_id,
                 accounts=self.accounts,
                 window=window,

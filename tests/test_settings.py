@@ -71,6 +71,8 @@ VARIABLES = {
     "calendar_end": Variable(None, {"2026-01-31": date(2026, 1, 31)}, ("2026-02-30", "tomorrow")),
     "documents": Variable("finished", {"finished": "finished", "all": "all"}, ("none", "ALL")),
     "document_max_mb": Variable(1024, {"1": 1, "50": 50}, ("0", "-1", "huge")),
+    "loss_share": Variable(0.5, {"0": 0, "1": 1, "0.2": 0.2}, ("-0.1", "1.1", "nan", "half")),
+    "loss_count": Variable(50, {"0": 0, "1000": 1000}, ("-1", "1.5")),
     "ca_bundle": Variable(None, {}, ("not-there.pem", ".")),
     "timezone": Variable("UTC", {"Europe/Berlin": "Europe/Berlin"}, ("Berlin", "../etc/passwd", "Europe", "+02:00")),
     "schedules": Variable(False, {"true": True, "off": False}, ("nightly",)),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -201,6 +203,36 @@ def test_an_outage_is_not_a_clean_out(new_place: NewPlace) -> None:
     assert place.query("SELECT count(*) FROM raw.meetings WHERE _deleted_at IS NULL") == live
     assert place.query("SELECT count(*) FROM raw.meetings WHERE _missing_since IS NOT NULL") == [(0,)]
     assert place.sync(streams=["meetings"]).complete
+
+
+def test_how_much_may_be_lost_is_a_setting_and_a_real_clean_out_can_be_accepted(place: Place) -> None:
+    only = {"accounts": ["ana"], "streams": ["meetings"]}
+    place.sync(**only)
+    live = [meeting["id"] for meeting in place.world.items("ana", "meetings")]
+    gone = live[: len(live) // 3]
+    place.world.delete("meetings", ids=gone)
+    place.overrides = {"loss_share": 0.2, "loss_count": 5}
+    report = place.sync(**only)
+    assert "--accept-losses" in (part(report, "ana", "meetings").listing.reason or "")
+    assert place.query("SELECT count(*) FROM raw.meetings WHERE _deleted_at IS NOT NULL") == [(0,)]
+    place.overrides = {"loss_share": 0.2, "loss_count": len(gone)}  # not more than this many
+    assert place.sync(**only).total("deleted") == len(gone)
+    place.world.delete("meetings", ids=live[len(gone) :])
+    place.overrides = {"loss_share": 0, "loss_count": 0}
+    assert not place.sync(**only).complete
+    command = [
+        sys.executable,
+        "-m",
+        "contio_pipeline",
+        "sync",
+        "--accept-losses",
+        "--account",
+        "ana",
+        "--stream",
+        "meetings",
+    ]
+    subprocess.run(command, env=place.environment, check=True, capture_output=True)
+    assert place.query("SELECT count(*) FROM raw.meetings WHERE _deleted_at IS NULL") == [(0,)]
 
 
 def test_events_without_an_instant_are_missed_too(place: Place) -> None:
