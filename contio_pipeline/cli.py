@@ -629,6 +629,11 @@ def sandbox(
     meetings: Annotated[int, typer.Option(help="How many meetings there are.", min=0)] = 300,
     accounts: Annotated[int, typer.Option(help="How many users there are.", min=1)] = 3,
     rate_limit: Annotated[int, typer.Option(help="Requests allowed in five minutes.", min=1)] = 1000,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(help="Something that goes wrong, for ever or so many times (repeatable).", metavar="NAME[:TIMES]"),
+    ] = None,
+    faults: Annotated[bool, typer.Option("--faults", help="List what can go wrong, and exit.")] = False,
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
     """Run a server that speaks the Contio API on made-up data, to rehearse and to test, until Ctrl-C.
@@ -636,8 +641,21 @@ def sandbox(
     When it is ready it prints one line of JSON: api_url, token_url, client_id, client_secret, and each account's
     refresh_token. What it holds can be read (GET /_sandbox/truth, /_sandbox/requests) and changed (POST /_sandbox/change).
     """
+    from contio_pipeline.sandbox.faults import FOR_EVER, NAMED, named
     from contio_pipeline.sandbox.server import Sandbox, serve
     from contio_pipeline.sandbox.world import World
 
-    world = World(seed=seed, meetings=meetings, accounts=accounts)
-    serve(Sandbox(world, port=port, rate_limit=rate_limit))
+    if faults:
+        _print(_table(("fault", "what goes wrong"), [(name, what.doc) for name, what in NAMED.items()]))
+        return
+    wrong = []
+    for asked in fault or ():
+        name, _, times = asked.partition(":")
+        if name not in NAMED or not (times or "1").isdecimal():
+            raise ConfigError(
+                f"there is no fault {asked!r}: contio-pipeline sandbox --faults lists them; NAME:3 is three times"
+            )
+        wrong.append(named(name, int(times or FOR_EVER)))
+    server = Sandbox(World(seed=seed, meetings=meetings, accounts=accounts), port=port, rate_limit=rate_limit)
+    server.faults = wrong
+    serve(server)

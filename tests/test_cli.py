@@ -335,3 +335,11 @@ def test_what_a_command_does_not_need_it_does_not_import(place: Place) -> None:
         assert not loaded & (http | {"dagster"})
     assert "dagster" not in modules_of("sync", "--account", "ana", env=place.environment)
     assert not modules_of("--help", env=place.environment) & (http | {"duckdb", "pyarrow", "pydantic", "dagster"})
+
+
+def test_the_sandbox_lists_what_can_go_wrong_and_refuses_the_rest() -> None:
+    told = call("sandbox", "--faults")
+    assert "page-short" in told.stdout
+    refused = call("sandbox", "--fault", "page-shirt:3")
+    assert refused.returncode == 2
+    assert "there is no fault 'page-shirt:3'" in refused.stderr

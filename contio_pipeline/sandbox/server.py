@@ -34,6 +34,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
+from contio_pipeline.sandbox.faults import Cut, Fault
 from contio_pipeline.sandbox.world import CHANGES, Row, World, parse_time
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from starlette.requests import Request as HttpRequest
-    from starlette.types import Receive, Scope, Send
 
     _Handler = Callable[["_Call"], Response]
     _Endpoint = Callable[[HttpRequest], Awaitable[Response]]
@@ -84,29 +84,6 @@ class Request:
     account: str | None = None
     status: int = 0
     bytes: int = 0
-
-
-@dataclass
-class Fault:
-    """Something that goes wrong for the next `times` requests whose path matches.
-
-    Attributes:
-        path: a regular expression, searched in the request's path.
-        status: the status answered instead of the real answer; None lets the real answer through.
-        body: the body answered with `status`.
-        headers: its headers.
-        times: how often it happens; counts down to 0.
-        delay: seconds to wait first.
-        cut: drop the connection after this many bytes of the body.
-    """
-
-    path: str = ""
-    status: int | None = None
-    body: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-    times: int = 1
-    delay: float = 0.0
-    cut: int | None = None
 
 
 class _Refused(Exception):
@@ -192,19 +169,6 @@ def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     except UnicodeEncodeError:
         body = json.dumps(value, separators=(",", ":")).encode()
     return Response(body, status, headers, media_type="application/json")
-
-
-class _Cut(Response):
-    """Sends the head (its Content-Length included) and the first bytes of another answer, then hangs up."""
-
-    def __init__(self, whole: Response, size: int) -> None:
-        super().__init__(bytes(whole.body)[:size], whole.status_code)
-        self.raw_headers = whole.raw_headers
-
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        # Returning without the last part makes uvicorn close the connection.
 
 
 def _not_a_cut(record: logging.LogRecord) -> bool:
@@ -641,8 +605,10 @@ class Sandbox:
             response = faulty or answer(call)
         except _Refused as refused:
             response = refused.rendered()
+        if fault.edit:
+            response = fault.edit(response)
         entry.status, entry.bytes = response.status_code, len(response.body)
-        return response if fault.cut is None else _Cut(response, fault.cut)
+        return response if fault.cut is None else Cut(response, fault.cut)
 
     def _next_fault(self, path: str) -> Fault | None:
         for fault in self.faults:
