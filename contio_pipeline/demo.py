@@ -41,9 +41,9 @@ _BUDGET = 1_000_000
 
 
 _SUMMARY = {
-    "What the full sync found": """
-        SELECT account, stream, rows, requests, if(complete, 'yes', 'NO') AS complete FROM ops.windows
-        WHERE window_start IS NULL ORDER BY account, listed_at""",
+    "What there is": """
+        SELECT account, stream, rows, if(complete, 'yes', 'NO') AS complete FROM ops.windows
+        WHERE window_start IS NULL AND stream <> 'profile' ORDER BY account, listed_at""",
     "What changed (the full sync, then a window of eight days)": """
         SELECT * FROM (SELECT started_at, window_start AS since, window_end AS until, inserted, updated, deleted, requests,
             if(complete, 'yes', 'NO') AS complete FROM ops.runs ORDER BY started_at DESC LIMIT 2) ORDER BY started_at""",

@@ -31,7 +31,8 @@ from contio_pipeline.errors import ConfigError
 
 API_PREFIX = "/v1/partner/user"
 _PREFIX = "CONTIO_"
-_CRON = re.compile(r"@[a-z]+|([\dA-Za-z*/,-]+ +){4}[\dA-Za-z*/,#-]+")
+_CRON_NAMES = {"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"}
+_CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 _OWNER = re.compile(r"team:\w[\w .-]*|[\w.+-]+@[\w-]+(\.[\w-]+)+")
 
 
@@ -159,8 +160,25 @@ class Settings(BaseSettings):
     @field_validator("nightly_cron", "weekly_cron")
     @classmethod
     def _like_cron(cls, value: str) -> str:
-        if not _CRON.fullmatch(value):  # whether its numbers make sense is checked where the schedule is made
+        fields = value.split()
+        known = value in _CRON_NAMES or (
+            len(fields) == len(_CRON_RANGES)
+            and all(re.fullmatch(r"[\dA-Za-z*/,#-]+", one) for one in fields)
+            and all(
+                least <= int(number) <= most
+                for one, (least, most) in zip(fields, _CRON_RANGES, strict=True)
+                for number in re.findall(r"(?<!/)\b\d+", one)
+            )
+        )
+        if not known:  # the rest is checked where the schedule is made
             raise ValueError(f"must be a cron expression such as 15 2 * * *, not {value}")
+        return value
+
+    @field_validator("first_day")
+    @classmethod
+    def _past(cls, value: date) -> date:
+        if value > datetime.now(UTC).date():
+            raise ValueError(f"must not lie in the future: {value}")
         return value
 
     @field_validator("owner")

@@ -6,13 +6,16 @@ What lives here: the environment that the two need, and that one never outlives 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 from contio_pipeline.errors import ConfigError
 from contio_pipeline.settings import load_settings
@@ -25,11 +28,13 @@ def main() -> int:
     """Run both; returns the exit code: 0 after a signal, 1 when one of them ended by itself."""
     parser = argparse.ArgumentParser(prog="python -m dagster_project", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address of the UI; it has no login (default: %(default)s)")
-    parser.add_argument("--port", default="3000", help="port of the UI (default: %(default)s)")
+    parser.add_argument("--port", default=3000, type=int, help="port of the UI (default: %(default)s)")
     arguments = parser.parse_args()
     os.umask(0o077)  # runs inherit it: what they write is nobody else's, but for what is published
     try:
         folder = dagster_home(load_settings().data_dir)
+        lock = _only_one(folder)
+        _check_address(arguments.host, arguments.port)
     except ConfigError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
@@ -40,9 +45,10 @@ def main() -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts us in the background has the first ignored
         signal.signal(number, lambda *_: stop.set())
-    workspace = ["--workspace", str(ROOT / "workspace.yaml")]
+    # Code servers come and go, and say so as a warning.
+    workspace = ["--workspace", str(ROOT / "workspace.yaml"), "--code-server-log-level", "error"]
     commands = {
-        "UI": ["dagster-webserver", "--host", arguments.host, "--port", arguments.port, *workspace],
+        "UI": ["dagster-webserver", "--host", arguments.host, "--port", str(arguments.port), *workspace],
         "daemon": ["dagster-daemon", "run", *workspace],
     }
     running = {
@@ -55,7 +61,39 @@ def main() -> int:
     _end(list(running.values()))
     for name in ended:
         print(f"Error: the {name} ended by itself (exit code {running[name].returncode}); see above", file=sys.stderr)
+    lock.close()
+    print("Stopped.", flush=True)
     return 1 if ended else 0
+
+
+def _only_one(folder: Path) -> IO[str]:
+    """Hold the lock of Dagster's folder: two daemons would run each schedule twice.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    lock = (folder / ".up.lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise ConfigError(
+            f"Dagster already runs on {folder} (process {lock.read().strip() or 'unknown'}): use that one, or stop it first"
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise ConfigError when the UI could not listen there."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise ConfigError(f"the UI cannot listen on {host} port {port} ({why}): choose another --port") from None
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -6,11 +6,10 @@ zones; those belong to the schedules.
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 
 import dagster as dg
 
-from contio_pipeline.errors import ConfigError
 from contio_pipeline.settings import Settings, midnight
 from contio_pipeline.warehouse import Window
 
@@ -19,12 +18,7 @@ def days(settings: Settings) -> dg.DailyPartitionsDefinition:
     """A partition per UTC day, from the first day that was set to the last that a nightly run looks ahead to.
 
     Calendar events lie in the future, so today and the days ahead are partitions too.
-
-    Raises:
-        ConfigError: the first day is still to come.
     """
-    if settings.first_day > datetime.now(UTC).date():
-        raise ConfigError(f"CONTIO_FIRST_DAY must not lie in the future: {settings.first_day}")
     return dg.DailyPartitionsDefinition(
         start_date=midnight(settings.first_day), timezone="UTC", end_offset=1 + settings.lookahead_days
     )

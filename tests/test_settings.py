@@ -76,11 +76,17 @@ VARIABLES = {
     "ca_bundle": Variable(None, {}, ("not-there.pem", ".")),
     "timezone": Variable("UTC", {"Europe/Berlin": "Europe/Berlin"}, ("Berlin", "../etc/passwd", "Europe", "+02:00")),
     "schedules": Variable(False, {"true": True, "off": False}, ("nightly",)),
-    "nightly_cron": Variable("15 2 * * 1-6", {"0 3 * * *": "0 3 * * *"}, ("at midnight", "* * *", "2:15")),
-    "weekly_cron": Variable("15 2 * * 0", {"@weekly": "@weekly", "0 3 * * SUN": "0 3 * * SUN"}, ("0 3 * * * * *",)),
+    "nightly_cron": Variable(
+        "15 2 * * 1-6",
+        {"0 3 * * *": "0 3 * * *", "*/10 0-23/2 1,31 * 0": "*/10 0-23/2 1,31 * 0"},
+        ("at midnight", "* * *", "2:15", "99 * * * *", "0 24 * * *", "0 0 0 * *", "@reboot"),
+    ),
+    "weekly_cron": Variable(
+        "15 2 * * 0", {"@weekly": "@weekly", "0 3 * * SUN": "0 3 * * SUN"}, ("0 3 * * * * *", "daily")
+    ),
     "lookback_days": Variable(7, {"0": 0, "366": 366}, ("-1", "367", "week")),
     "lookahead_days": Variable(30, {"0": 0, "366": 366}, ("-1", "367")),
-    "first_day": Variable(date(2024, 1, 1), {"2020-02-29": date(2020, 2, 29)}, ("2021-02-29", "start")),
+    "first_day": Variable(date(2024, 1, 1), {"2020-02-29": date(2020, 2, 29)}, ("2021-02-29", "start", "2999-01-01")),
     "owner": Variable("team:data", {"ana@example.com": "ana@example.com"}, ("ana", "team:", "@", "team:a;b")),
 }
 GOOD = [(name, text, value) for name, variable in VARIABLES.items() for text, value in variable.good.items()]

@@ -44,6 +44,8 @@ def stream_asset(stream: Stream, settings: Settings) -> dg.AssetsDefinition:
         ),
     )
     def asset(context: dg.AssetExecutionContext, contio: Contio) -> dg.MaterializeResult:
+        if not (context.has_partition_key or context.has_partition_key_range):
+            raise dg.Failure("choose days: a window needs a range of partitions (everything is the job full_sync)")
         days_asked = context.partition_key_range
         outcome = contio.refresh(context, stream.table, window_of(days_asked, partitions))
         for day in context.partition_keys:
