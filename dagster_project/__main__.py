@@ -23,6 +23,12 @@ from dagster_project.home import ROOT, dagster_home
 
 _LOOK_SECONDS, _GRACE_SECONDS = 0.2, 12
 
+_MAKE_TABLES = """
+import dagster
+with dagster.DagsterInstance.get() as instance:
+    instance.get_run_records(limit=1), instance.all_instigator_state(), instance.event_log_storage.get_pool_limits()
+"""
+
 
 def main() -> int:
     """Run both; returns the exit code: 0 after a signal, 1 when one of them ended by itself."""
@@ -51,6 +57,8 @@ def main() -> int:
         "UI": ["dagster-webserver", "--host", arguments.host, "--port", str(arguments.port), *workspace],
         "daemon": ["dagster-daemon", "run", *workspace],
     }
+    if not (folder / "history").exists():  # two programs that make the same new tables at once stumble over each other
+        subprocess.run([sys.executable, "-c", _MAKE_TABLES], check=True)
     running = {
         name: subprocess.Popen([Path(sys.executable).with_name(program), *options], start_new_session=True)
         for name, (program, *options) in commands.items()

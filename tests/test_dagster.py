@@ -133,8 +133,6 @@ def refuse(*_): raise SystemExit("the network was used")
 socket.socket.connect = refuse
 from dagster_project.definitions import defs
 defs().resolve_all_job_defs()
-import sys
-print([name for name in ("duckdb",) if hasattr(sys.modules.get(name), "_opened")])
 """
     place = {"CONTIO_DATA_DIR": str(tmp_path / "data"), "CONTIO_STATE_DIR": str(tmp_path / "state")}
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **place}, cwd=tmp_path, check=True)
