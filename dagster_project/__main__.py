@@ -58,7 +58,7 @@ def main() -> int:
         "daemon": ["dagster-daemon", "run", *workspace],
     }
     if not (folder / "history").exists():  # two programs that make the same new tables at once stumble over each other
-        subprocess.run([sys.executable, "-c", _MAKE_TABLES], check=True)
+        subprocess.run([sys.executable, "-c", _MAKE_TABLES], check=True, start_new_session=True)  # Ctrl-C comes after
     running = {
         name: subprocess.Popen([Path(sys.executable).with_name(program), *options], start_new_session=True)
         for name, (program, *options) in commands.items()
