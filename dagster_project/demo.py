@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from datetime import date
 from typing import Any
 
 import dagster as dg
@@ -15,6 +16,7 @@ import dagster as dg
 from contio_pipeline.settings import load_settings
 from dagster_project.definitions import defs
 from dagster_project.home import dagster_home
+from dagster_project.partitions import range_tags
 
 
 class _Short(logging.Formatter):
@@ -42,7 +44,7 @@ def main(first: str, last: str) -> int:
     """Run both jobs; returns the exit code."""
     dagster_home(load_settings().data_dir)
     project = dg.Definitions.merge(defs(), dg.Definitions(loggers={"console": short_console}))
-    days = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+    days = range_tags(date.fromisoformat(first), date.fromisoformat(last))
     with dg.DagsterInstance.get() as instance:
         for job, what, tags in (("full_sync", "everything", {}), ("window", f"{first} to {last}", days)):
             print(f"Dagster runs the job {job} ({what}) …", file=sys.stderr)

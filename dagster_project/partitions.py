@@ -24,6 +24,11 @@ def days(settings: Settings) -> dg.DailyPartitionsDefinition:
     )
 
 
+def range_tags(first: date, last: date) -> dict[str, str]:
+    """What makes one run of a range of days, both ends included."""
+    return {"dagster/asset_partition_range_start": str(first), "dagster/asset_partition_range_end": str(last)}
+
+
 def window_of(keys: dg.PartitionKeyRange, partitions: dg.DailyPartitionsDefinition) -> Window:
     """The half-open window of a range of days; the whole range is listed at once.
 

@@ -8,6 +8,7 @@ import dagster as dg
 
 from contio_pipeline.errors import ConfigError
 from contio_pipeline.settings import Settings, load_settings
+from dagster_project.partitions import range_tags
 
 
 @dg.definitions
@@ -27,12 +28,7 @@ def nightly(settings: Settings) -> dg.ScheduleDefinition:
         today = context.scheduled_execution_time.astimezone(UTC).date()
         start = max(today - timedelta(days=settings.lookback_days), settings.first_day)
         end = today + timedelta(days=settings.lookahead_days)
-        return dg.RunRequest(
-            tags={
-                "dagster/asset_partition_range_start": start.isoformat(),
-                "dagster/asset_partition_range_end": end.isoformat(),
-            }
-        )
+        return dg.RunRequest(tags=range_tags(start, end))
 
     return _schedule(
         "nightly",
