@@ -255,7 +255,7 @@ class AccountAuth(httpx.Auth):
             raise
         answer = read_object(response.content)
         access = answer.get("access_token")
-        if not isinstance(access, str) or not access:
+        if not isinstance(access, str) or not access.isascii() or not access.isprintable() or not access:
             raise BrokenAnswer("the token endpoint answered without an access_token")
         lifetime = answer.get("expires_in")
         if not isinstance(lifetime, int | float) or not 0 < lifetime < _LONGEST_LIFETIME:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.cookiejar import DefaultCookiePolicy
@@ -24,7 +25,14 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 
 from contio_pipeline import __version__
 from contio_pipeline.auth import AccountAuth, TokenStore
-from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, ConfigError, Throttled, Transient
+from contio_pipeline.errors import (
+    ApiError,
+    BrokenAnswer,
+    Cancelled,
+    ConfigError,
+    Throttled,
+    Transient,
+)
 from contio_pipeline.pacing import Budget
 from contio_pipeline.protocol import (
     MAX_JSON_BYTES,
@@ -47,9 +55,25 @@ IN_FLIGHT = 8
 """Requests at once: one reused connection exceeds the API's limit six times already, so this only hides latency."""
 
 _BROKEN_ANSWER_TRIES = 3
+_TRUSTED_TRIES = 3
+"""How often a server's own word on when to try again is taken; one that says "now" for ever must not be hammered."""
+
+_FAILURES_IN_A_ROW = 20
+"""After so many requests that failed one after the other, whoever sent them, nothing more is sent."""
+
+_PATIENCE = 3
+"""So many requests are tried for the whole CONTIO_RETRY_SECONDS; after them three tries are all that a request gets."""
+
+_LARGE = 4 * 2**20
+"""Bytes; of answers larger than this one at a time is in memory."""
+
+_SLICE = 4096
+"""Compressed bytes that are unpacked at once: deflate makes at most 1,032 of one, so this makes at most 4 MB."""
+
 _BACK_OFF = wait_exponential(multiplier=0.5, max=60) + wait_random(0, 0.5)
 _OAUTH_REQUESTS = 100  # per five minutes, the vendor's own limit on the token endpoint
 _OAUTH_WINDOW = 300.0
+_REFUSED_QUERY = frozenset({400, 422})
 _SLOWEST_DOWNLOAD = 1024.0  # bytes a second, averaged over one timeout
 
 
@@ -57,22 +81,31 @@ _DEADLINE, _UNBOUNDED = "contio_deadline", "contio_unbounded"  # in a request's 
 
 
 class _Bounded(httpx.SyncByteStream):
-    """A body that must be whole by a deadline: httpx's own timeout never fires on a server that drips."""
+    """A body as it comes: compressed in slices, so that none unpacks to more than memory holds, and whole by a deadline.
 
-    def __init__(self, stream: httpx.SyncByteStream, deadline: float, seconds: float) -> None:
-        self._stream = stream
+    httpx's own timeout never fires on a server that drips.
+    """
+
+    def __init__(self, response: httpx.Response, deadline: float | None, seconds: float) -> None:
+        assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - the client is not an async one
+        self._stream = response.stream
+        self._compressed = "content-encoding" in response.headers
         self._deadline = deadline
         self._seconds = seconds
 
     def __iter__(self) -> Iterator[bytes]:
         size = 0
         for chunk in self._stream:
-            size += len(chunk)
-            if time.monotonic() > self._deadline:
-                raise Transient(f"no whole answer within {self._seconds:g} s (CONTIO_TIMEOUT_SECONDS)")
-            if size > MAX_JSON_BYTES:
-                raise BrokenAnswer(f"an answer has more than {MAX_JSON_BYTES >> 20} MB")
-            yield chunk
+            if self._deadline is not None:
+                size += len(chunk)
+                if time.monotonic() > self._deadline:
+                    raise Transient(f"no whole answer within {self._seconds:g} s (CONTIO_TIMEOUT_SECONDS)")
+                if size > MAX_JSON_BYTES:
+                    raise BrokenAnswer(f"an answer has more than {MAX_JSON_BYTES >> 20} MB")
+            if self._compressed:
+                yield from (chunk[begin : begin + _SLICE] for begin in range(0, len(chunk), _SLICE))
+            else:
+                yield chunk
 
     def close(self) -> None:
         self._stream.close()
@@ -96,10 +129,15 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What the server said about bytes that were downloaded."""
+    """What the server said about bytes that were downloaded.
+
+    Attributes:
+        measured: whether their end was announced, so that bytes cut off would have been noticed.
+    """
 
     content_type: str | None
     filename: str | None
+    measured: bool
 
 
 class Client:
@@ -115,7 +153,10 @@ class Client:
         self._on_wait = on_wait
         self._stop = threading.Event()
         self._counting = threading.Lock()
+        self._large = threading.Lock()
         self._out_of_patience = False
+        self._given_up = self._failed_in_a_row = 0
+        self._page_size: int | None = PAGE_SIZE  # None: the server's own
         self._store = TokenStore(settings.state_dir)
         self._auths: dict[str, AccountAuth] = {}
         self._api = httpx.URL(settings.api_url + API_PREFIX + "/")
@@ -194,12 +235,23 @@ class Client:
             params: its filters.
             parallel: fetch pages after the first on several threads; False inside a thread of `in_parallel`.
         """
+        size = self._page_size
 
         def page(offset: int) -> Page:
-            query = {**params, "limit": str(PAGE_SIZE), "offset": str(offset)}
+            query = {**params, "offset": str(offset)} | ({"limit": str(size)} if size else {})
             return self._ask(account, path, query, lambda body: read_page(body, offset))
 
-        first = page(0)
+        try:
+            first = page(0)
+        except ApiError as error:
+            if error.status not in _REFUSED_QUERY or not size:
+                raise
+            size = None
+            try:
+                first = page(0)
+            except ApiError:
+                raise error from None
+            self._page_size = None  # it was the limit that was refused
         plan = PagePlan(first)
         yield first, plan
         for later in self.in_parallel(page, plan.offsets) if parallel else map(page, plan.offsets):
@@ -212,7 +264,7 @@ class Client:
         try:
             for item in items:
                 waiting.append(self._threads.submit(work, item))
-                if len(waiting) >= 2 * IN_FLIGHT:
+                while waiting and (waiting[0].done() or len(waiting) >= 2 * IN_FLIGHT):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -220,8 +272,16 @@ class Client:
             for future in waiting:
                 future.cancel()
 
-    def download(self, account: str, path: str, new_sink: Callable[[], Sink]) -> Download:
+    def download(
+        self, account: str, path: str, new_sink: Callable[[], Sink], *, refused: str | None = None
+    ) -> Download:
         """Stream bytes into a new sink; each try begins a new one, and the last one made holds the bytes.
+
+        Args:
+            account: whose bytes.
+            path: of the bytes.
+            new_sink: makes a place for them.
+            refused: a media type that the bytes cannot have, such as that of a page that says why there are none.
 
         Raises:
             ApiError: also when there are more bytes than CONTIO_DOCUMENT_MAX_MB.
@@ -238,8 +298,12 @@ class Client:
             )
             response = self._http.send(request, auth=self._auth(account), stream=True)
             try:
+                headers = response.headers
+                media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
                 if not response.is_success:
-                    self._check(response, self._body(response), what)
+                    self._check(response, self._body(response, ExitStack()), what)
+                if response.status_code != httpx.codes.OK or (refused and media_type == refused):
+                    raise BrokenAnswer(f"{what}: {response.status_code} with {media_type or 'no type'}, not a document")
                 sink, size, since, before = new_sink(), 0, time.monotonic(), 0
                 for chunk in response.iter_bytes():
                     size += len(chunk)
@@ -253,8 +317,11 @@ class Client:
                         since, before = time.monotonic(), size
                     self._stop_if_asked()
                 self._add(bytes=size)
-                headers = response.headers
-                return Download(headers.get("content-type"), read_filename(headers.get("content-disposition")))
+                return Download(
+                    headers.get("content-type"),
+                    read_filename(headers.get("content-disposition")),
+                    measured="content-length" in headers or "transfer-encoding" in headers,
+                )
             finally:
                 response.close()
 
@@ -267,12 +334,13 @@ class Client:
         def once() -> R:
             request = self._http.build_request("GET", self._api.join(path), params=params)
             response = self._http.send(request, auth=self._auth(account), stream=True)
-            try:
-                body = self._body(response)
-            finally:
-                response.close()
-            self._check(response, body, what)
-            return read(body)
+            with ExitStack() as while_it_is_large:
+                try:
+                    body = self._body(response, while_it_is_large)
+                finally:
+                    response.close()
+                self._check(response, body, what)
+                return read(body)
 
         return self._persist(once, what)
 
@@ -280,8 +348,11 @@ class Client:
         """Try until it succeeds, fails for good, or CONTIO_RETRY_SECONDS are over (waiting for the budget not counted).
 
         After one request was given up, others get one try each until one succeeds: a dead server is not hammered, and a
-        hundred accounts do not each wait for it.
+        hundred accounts do not each wait for it. Where requests succeed and fail by turns, only the first few that fail are
+        waited for so long. When a number of requests in a row failed, nothing more is sent at all.
         """
+        if self._failed_in_a_row >= _FAILURES_IN_A_ROW:
+            raise ApiError(f"{what}: not asked for, since {self._failed_in_a_row} requests failed one after the other")
         waited = 0.0
 
         def attempt() -> R:
@@ -299,8 +370,11 @@ class Client:
             error = state.outcome.exception() if state.outcome else None
             spent = (state.seconds_since_start or 0.0) - waited
             over = spent + state.upcoming_sleep > self._settings.retry_seconds or self._out_of_patience
-            self._out_of_patience = self._out_of_patience or over
-            return over or (isinstance(error, BrokenAnswer) and state.attempt_number >= _BROKEN_ANSWER_TRIES)
+            if over and not self._out_of_patience:
+                self._out_of_patience = True
+                self._given_up += 1
+            few = isinstance(error, BrokenAnswer) or self._given_up >= _PATIENCE
+            return over or (few and state.attempt_number >= _BROKEN_ANSWER_TRIES)
 
         retrying = Retrying(
             retry=retry_if_exception_type(Transient),
@@ -310,15 +384,26 @@ class Client:
             before_sleep=self._tell,
             reraise=True,
         )
-        result = retrying(attempt)
-        self._out_of_patience = False
+        try:
+            result = retrying(attempt)
+        except ApiError as error:
+            # What the API itself says of a row or an account shows that it works.
+            broken = isinstance(error, Transient) or bool(error.status and not error.code)
+            self._failed_in_a_row = self._failed_in_a_row + 1 if broken else 0
+            raise
+        self._out_of_patience, self._failed_in_a_row = False, 0
         return result
 
     def _pause(self, state: RetryCallState) -> float:
         """Seconds until the next try: what the server asked for, else exponential with jitter."""
         error = state.outcome.exception() if state.outcome else None
         asked = error.retry_after if isinstance(error, Transient) else None
-        pause = _BACK_OFF(state) if asked is None else asked
+        if asked is None:
+            pause = _BACK_OFF(state)
+        elif state.attempt_number <= _TRUSTED_TRIES:
+            pause = asked
+        else:
+            pause = max(asked, _BACK_OFF(state))
         if isinstance(error, Throttled):
             self._add(throttled=1)
             self._budget.hold(pause)
@@ -338,10 +423,12 @@ class Client:
             cause = cause.__cause__ or cause.__context__
         return Transient(f"{what}: no answer from {self._api.host} ({type(error).__name__}: {error})")
 
-    def _body(self, response: httpx.Response) -> bytes:
-        """The whole answer, decompressed."""
+    def _body(self, response: httpx.Response, while_it_is_large: ExitStack) -> bytes:
+        """The whole answer, decompressed; a large one waits until no other is in memory, and holds its place."""
         chunks, size = [], 0
         for chunk in response.iter_bytes():
+            if size <= _LARGE < size + len(chunk):
+                while_it_is_large.enter_context(self._large)
             size += len(chunk)
             if size > MAX_JSON_BYTES:
                 raise BrokenAnswer(f"the API answered with more than {MAX_JSON_BYTES >> 20} MB of JSON")
@@ -373,10 +460,10 @@ class Client:
 
     def _bound(self, response: httpx.Response) -> None:
         """Called before anything of a body is read."""
-        if not (response.is_success and _UNBOUNDED in response.request.extensions):
-            assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - the client is not an async one
-            seconds = self._settings.timeout_seconds
-            response.stream = _Bounded(response.stream, response.request.extensions[_DEADLINE], seconds)
+        extensions = response.request.extensions
+        unbounded = response.is_success and _UNBOUNDED in extensions
+        deadline = None if unbounded else extensions[_DEADLINE]
+        response.stream = _Bounded(response, deadline, self._settings.timeout_seconds)
 
     def _add(self, *, requests: int = 0, throttled: int = 0, bytes: int = 0) -> None:  # noqa: A002 - as in Traffic
         with self._counting:

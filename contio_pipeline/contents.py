@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 from contio_pipeline.documents import DocumentStore, Incoming
-from contio_pipeline.errors import ApiError, ScopeMissing, StorageError
+from contio_pipeline.errors import ApiError, BrokenAnswer, NotFound, ScopeMissing, StorageError
 from contio_pipeline.protocol import fill_path
 from contio_pipeline.streams import Stream
-from contio_pipeline.work import FAILURES_IN_A_ROW, Done, StreamReport, Work
+from contio_pipeline.work import Done, StreamReport, Work
 
 _CONTENTS_A_COMMIT = 50
 
@@ -68,14 +68,14 @@ class Fetcher:
             self._listener.advanced(done.count, done.total)
             if isinstance(answer, ApiError):
                 fetched.append(_content(row, "unavailable", str(answer)))
-                report.incomplete(f"document {row['id']} could not be downloaded ({answer}): the next sync tries again")
+                self._tell(report, stream, row, answer)
             else:
                 fetched.append(answer)
                 self._count_content(report, row, answer["sha256"])
             if len(fetched) >= _CONTENTS_A_COMMIT:
                 self._warehouse.put_contents(report.account, fetched)
                 fetched = []
-            if done.failures >= FAILURES_IN_A_ROW:
+            if done.hopeless:
                 report.incomplete(f"{done.total - done.count} documents were not asked for")
                 break
         self._warehouse.put_contents(report.account, fetched)
@@ -101,8 +101,25 @@ class Fetcher:
         else:
             report.changes.unchanged += 1
 
+    def _tell(self, report: StreamReport, stream: Stream, row: dict[str, Any], error: ApiError) -> None:
+        """Report a document that could not be had; one that is gone since it was listed is no failure."""
+        if isinstance(error, NotFound):
+            try:
+                self._client.read(
+                    report.account, fill_path(stream.detail_path, id=row["id"], parent_id=row["parent_id"])
+                )
+            except NotFound:
+                report.warnings.append(f"document {row['id']} is gone since it was listed: the next sync records it")
+                return
+            except ApiError as other:
+                error = other
+        report.incomplete(f"document {row['id']} could not be downloaded ({error}): the next sync tries again")
+
     def _download(self, account: str, stream: Stream, row: dict[str, Any]) -> dict[str, Any] | ApiError:
-        """Download one document into the store; runs on a thread."""
+        """Download one document into the store; runs on a thread.
+
+        Bytes whose end was not announced may be cut off, and an empty document may be a mistake: such are had twice.
+        """
         sinks: list[Incoming] = []
 
         def new_sink() -> Incoming:
@@ -111,9 +128,15 @@ class Fetcher:
             sinks.append(self._store.incoming())
             return sinks[-1]
 
-        path = fill_path(stream.content_path or "", id=row["id"], parent_id=row["parent_id"])
         try:
-            download = self._client.download(account, path, new_sink)
+            path = fill_path(stream.content_path or "", id=row["id"], parent_id=row["parent_id"])
+            page = None if row["format"] == "html" else "text/html"
+            download = self._client.download(account, path, new_sink, refused=page)
+            if not download.measured or not sinks[-1].size:
+                first = sinks[-1].digest
+                download = self._client.download(account, path, new_sink, refused=page)
+                if sinks[-1].digest != first:
+                    return BrokenAnswer(f"GET {path}: other bytes at each try")
             digest = sinks[-1].keep()
         except ScopeMissing:
             raise

@@ -35,12 +35,17 @@ class Incoming:
         self._hash.update(data)
         self.size += len(data)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bytes so far, hexadecimal."""
+        return self._hash.hexdigest()
+
     def keep(self) -> str:
         """Make the bytes durable under their hash, and return it (hexadecimal SHA-256)."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        digest = self._hash.hexdigest()
+        digest = self.digest
         target = path_of(self._folder, digest)
         private_folder(target.parent)
         self._path.replace(target)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from contio_pipeline.errors import AccountError, ApiError, ContioError, Forbidden, NotFound, ScopeMissing
@@ -18,7 +19,7 @@ from contio_pipeline.protocol import Page, fill_path, row_identity
 from contio_pipeline.rows import decode
 from contio_pipeline.streams import PROFILE_PATH, Stream, stream_named
 from contio_pipeline.warehouse import A_DAY, Listing, Scope, Stage
-from contio_pipeline.work import FAILURES_IN_A_ROW, Done, StreamReport, Work
+from contio_pipeline.work import Done, StreamReport, Work
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,24 @@ _QUARANTINE_SHARE = 0.01
 _BLIND_COUNT = 20
 """So many rows that a window omitted although their dates lie in it, and over half of those asked for, prove that the date
 filter does not mean the field that the stream declares."""
+
+_HIDDEN_SHARE = 0.2
+"""A full list that lacks more than this share of rows that can be read by id is not believed."""
+
+_SAMPLE = 5
+"""So many rows are read by id to see whether the list holds all of them."""
+
+_RANGE_REFUSED = frozenset({400, 413, 422})
+_LONG_GAP = timedelta(days=35)
+"""Where a range of dates ends in so many days without a row, it is asked whether the server shortened it."""
+
+_SHORTENED = timedelta(days=28)
+"""The parts in which a range is listed when the server shortens long ones without a word."""
+
+_OBSERVED_LATELY = timedelta(days=28)
+"""How long what was observed of the API is relied on before it is looked at again."""
+
+_Range = tuple[datetime, datetime]
 
 
 @dataclass(slots=True)
@@ -53,22 +72,22 @@ class _Verdicts:
     Attributes:
         gone: id -> reason.
         found: rows as received, also those that others were merged into.
-        present: ids that exist, dated outside the window or in none.
-        blind: ids that exist, dated inside the window: the filter does not see them.
+        moved: ids that exist, dated where the listing did not look.
+        hidden: ids that exist, and that the listing should have returned.
         aliases: id -> the id that it redirects to.
         unknown: how many gave no answer that says anything.
         why: the last such answer.
-        filter_is_false: so many are blind that the date filter must mean another field; the rest was not asked for.
+        broken_off: so many are hidden that it is the list that lacks them; the rest was not asked for.
     """
 
     gone: dict[str, str] = field(default_factory=dict)
     found: list[dict[str, Any]] = field(default_factory=list)
-    present: list[str] = field(default_factory=list)
-    blind: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    hidden: set[str] = field(default_factory=set)
     aliases: dict[str, str] = field(default_factory=dict)
     unknown: int = 0
     why: str = ""
-    filter_is_false: bool = False
+    broken_off: bool = False
 
 
 class Lister:
@@ -92,24 +111,52 @@ class Lister:
         else:
             self._list(report, stream)
 
-    def _dates(self, stream: Stream) -> tuple[datetime, datetime] | None:
-        window = self._work.window
-        if window.start and window.end and stream.dates != "none":
-            return window.start, window.end
-        return self._work.settings.calendar_range(self._work.report.started_at) if stream.dates == "required" else None
+    # One list of the account --------------------------------------------------------------------------------------------
 
     def _list(self, report: StreamReport, stream: Stream) -> None:
-        """One list of the account: read it whole, commit it, confirm what it lacks."""
-        dates = self._dates(stream)
+        """Read it whole, commit it, confirm what it lacks; once more when it lacks rows that are there."""
+        account, window = report.account, self._work.window
+        dates = window.start and window.end and (window.start, window.end)
+        full = not dates
+        if stream.dates == "required":
+            dates = dates or self._work.settings.calendar_range(self._work.report.started_at)
+        believed = self._warehouse.assumption(stream, "date_filter", account)
+        probe_only = bool(dates and believed and not believed["holds"])
+        scope = replace(self._believable, dates=dates or None, undated=full, at_most=1 if probe_only else None)
+
+        missing = self._read_and_commit(report, stream, scope)
+        known = self._warehouse.among(stream, account, missing)
+        verdicts = self._confirm(report, stream, missing, scope)
+        if verdicts.hidden - known and not probe_only and report.listing.complete:
+            report.listing, report.changes.unchanged, report.changes.quarantined = Listing(), 0, 0
+            missing = self._read_and_commit(report, stream, scope)
+            verdicts.hidden &= set(missing)
+            others = [identity for identity in missing if identity not in verdicts.hidden]
+            if not (verdicts.broken_off and len(verdicts.hidden) >= _BLIND_COUNT):
+                again = self._confirm(report, stream, others, scope)
+                verdicts.broken_off, others = again.broken_off, again.moved
+                verdicts.hidden |= again.hidden
+                verdicts.unknown += again.unknown
+            verdicts.moved = others
+        self._judge_hidden(report, stream, verdicts, scope)
+        if probe_only and not missing and report.listing.rows - report.listing.outside >= _BLIND_COUNT:
+            self._observe(report, stream, "date_filter", holds=True, detail=stream.date_field)
+
+    def _read_and_commit(self, report: StreamReport, stream: Stream, scope: Scope) -> list[str]:
+        """Read the list into the tables; returns the ids of the rows that it should have held and did not.
+
+        Raises:
+            AccountError, ApiError: it had to stop; what was read is committed.
+        """
         stage = self._warehouse.stage(stream)
-        failure = self._read_list(report, stream, stage, dates)
+        failure = self._read_list(report, stream, stage, scope)
         self._judge_quarantine(report, *stage.broken())
-        probe_only = dates and not self._warehouse.assumption_holds(report.account, stream)
-        full = self._work.window.start is None
-        scope = replace(self._believable, dates=dates, undated=full, at_most=1 if probe_only else None)
-        window, now = self._work.window, datetime.now(UTC)
-        changes = self._warehouse.commit(stage, report.account, window, report.listing, scope, self._work.run_id, now)
+        listed = self._read_details(report, stream, stage, failure)
+        changes = self._warehouse.commit(
+            stage, report.account, self._work.window, report.listing, scope, self._work.run_id, datetime.now(UTC)
+        )
         report.changes.add(changes)
+        self._warehouse.put_listed(report.account, stream, listed)
         if failure:
             raise failure
         if report.listing.outside:
@@ -117,37 +164,189 @@ class Lister:
                 f"{report.listing.outside} rows returned for the window have a {stream.date_field} outside it: the API's "
                 "date filter may mean another field"
             )
-        report.listing.missing = self._confirm(report, stream, changes.missing, scope)
+        return changes.missing
 
-    def _read_list(
-        self, report: StreamReport, stream: Stream, stage: Stage, dates: tuple[datetime, datetime] | None
+    def _read_list(self, report: StreamReport, stream: Stream, stage: Stage, scope: Scope) -> ContioError | None:
+        """Read all of it into the stage; returns why it had to stop, if it had to."""
+        if stream.dates == "required" and scope.dates:
+            failure = self._read_parts(report, stream, stage, scope.dates)
+        else:
+            failure = self._read_range(report, stream, stage, scope.dates)
+            empty = not failure and scope.undated and not report.listing.total
+            if empty and not self._warehouse.has_live_rows(stream, report.account):
+                failure = self._read_range(
+                    report, stream, stage, scope.dates
+                )  # no stored row could show that it is not
+        if failure:
+            report.incomplete(str(failure))
+        return failure
+
+    def _read_parts(self, report: StreamReport, stream: Stream, stage: Stage, dates: _Range) -> ContioError | None:
+        """A range that must be named, in parts as long as the server takes: no cap on its length is documented."""
+        seen = self._warehouse.assumption(stream, "long_ranges", report.account)
+        lately = seen and not seen["holds"] and datetime.now(UTC) - seen["observed_at"] < _OBSERVED_LATELY
+        longest = timedelta(days=int(seen["detail"])) if seen and lately else None
+        refused = None
+        todo = _parts(dates, longest)
+        while todo:
+            begin, end = todo[0]
+            failure = self._read_range(report, stream, stage, (begin, end))
+            if isinstance(failure, ApiError) and failure.status in _RANGE_REFUSED and end - begin > A_DAY:
+                longest = refused = max((end - begin) / 2, A_DAY) // A_DAY * A_DAY
+                todo = _parts((begin, dates[1]), longest)
+                continue
+            if failure:
+                return failure
+            del todo[0]
+        if longest is None and self._work.window.start is None:
+            lacking = self._look_for_more(report, stream, stage, dates)
+            for length in (None, _SHORTENED):  # the whole once more, in case it was a mistake
+                if not stage.lacks(lacking):
+                    break
+                refused, report.listing.total = length, 0
+                for part in _parts(dates, length):
+                    if failure := self._read_range(report, stream, stage, part):
+                        return failure
+        if refused:
+            self._observe(report, stream, "long_ranges", holds=False, detail=str(refused // A_DAY))
+        return None
+
+    def _look_for_more(self, report: StreamReport, stream: Stream, stage: Stage, dates: _Range) -> list[str]:
+        """Ids of rows in a later part of the range, to see whether the server answered only its beginning."""
+        last = max(stage.last_date() or dates[0], dates[0])
+        if dates[1] - last < _LONG_GAP:
+            return []
+        about_now = min(self._work.report.started_at, dates[1]) - _LONG_GAP
+        found: list[str] = []
+        for begin in sorted({last, last + (dates[1] - last) / 2, max(last, about_now)}):
+            pages = self._client.pages(report.account, stream.path, _as_params((begin, dates[1])), parallel=False)
+            try:
+                page, _plan = next(pages)
+            except (AccountError, ApiError) as error:
+                report.warnings.append(f"whether long ranges are answered whole could not be seen ({error})")
+                break
+            found += [item["id"] for item in page.items if isinstance(row_identity(item), str)]
+        return found
+
+    def _read_range(
+        self, report: StreamReport, stream: Stream, stage: Stage, dates: _Range | None
     ) -> ContioError | None:
         """Read all pages into the stage, again when the list changed meanwhile; returns why it had to stop, if it had to."""
-        params = {"start_date": _instant(dates[0]), "end_date": _instant(dates[1])} if dates else {}
-        listing = report.listing
+        params = _as_params(dates) if dates else {}
         for attempt in range(1, _PASSES + 1):
             stage.begin_pass()
             problem = None
-            seen = 0
+            seen = total = 0
+            repeated: set[Any] = set()
             try:
                 for page, plan in self._client.pages(report.account, stream.path, params):
                     stage.add(decode(stream.columns, page.items))
                     seen += len(page.items)
-                    listing.total, problem = plan.total, plan.problem
+                    total, problem = plan.total, plan.problem
                     self._listener.advanced(seen, plan.total)
-                    if problem and (attempt < _PASSES or not page.items):
-                        break
+                    if problem:
+                        ids = {row_identity(item) for item in page.items}
+                        if (
+                            attempt < _PASSES or ids <= repeated
+                        ):  # a last reading takes what it can get, if it gets anything
+                            break
+                        repeated |= ids
             except (AccountError, ApiError) as error:
-                report.incomplete(str(error))
                 return error
             distinct = stage.distinct()
-            if not problem and distinct != listing.total:
-                problem = f"the list holds {distinct} different rows where the API counts {listing.total}"
+            if not problem and distinct != total:
+                problem = f"the list holds {distinct} different rows where the API counts {total}"
             if not problem:
-                return None
+                break
             log.info("%s: %s (reading %d of %d)", self._client.context, problem, attempt, _PASSES)
-        report.incomplete(f"{problem}, at each of {_PASSES} readings: sync again")
+        report.listing.total += total
+        if problem:
+            report.incomplete(f"{problem}, at each of {_PASSES} readings: sync again")
+        else:
+            stage.accept()
         return None
+
+    def _read_details(
+        self, report: StreamReport, stream: Stream, stage: Stage, failure: ContioError | None
+    ) -> dict[str, str]:
+        """Where the list holds less of a row than the row itself, read those that changed by id, in place of what was listed.
+
+        Returns:
+            id -> hash as listed, of the rows that were read by id.
+        """
+        if not self._is_thin(report, stream, stage, failure):
+            return {}
+        listed = stage.put_aside(report.account, whole=report.listing.complete)
+        wanted = [] if failure else list(listed)
+        failed = [] if wanted else list(listed)
+        done = Done(len(wanted))
+        answers = self._client.in_parallel(partial(self._ask, report.account, stream), wanted)
+        for identity, answer in zip(wanted, answers, strict=False):
+            right = isinstance(answer, dict) and answer.get("id") == identity
+            if right:
+                stage.add(decode(stream.columns, [answer]))
+            else:
+                failed.append(identity)
+                report.incomplete(f"{stream.name} {identity} was listed, but could not be read by id ({answer})")
+            done.add(failed=not right)
+            self._listener.advanced(done.count, done.total)
+            if done.hopeless:
+                failed += wanted[done.count :]
+                break
+        stage.flush()
+        stage.keep(report.account, failed)
+        return {identity: digest for identity, digest in listed.items() if identity not in set(failed)}
+
+    def _is_thin(self, report: StreamReport, stream: Stream, stage: Stage, failure: ContioError | None) -> bool:
+        """Whether rows of the list lack what the same rows hold when they are read by id.
+
+        Some are compared now and then, and at once where rows are listed otherwise than before although they did not change.
+        """
+        seen = self._warehouse.assumption(stream, "full_lists")
+        lately = seen and datetime.now(UTC) - seen["observed_at"] < _OBSERVED_LATELY
+        if seen and lately and not seen["holds"]:
+            return True
+        rows: list[dict[str, Any]] = []
+        if not failure:
+            rows = stage.changed_silently(report.account, _SAMPLE) if lately else stage.sample(_SAMPLE)
+        answers = self._client.in_parallel(partial(self._ask, report.account, stream), [row["id"] for row in rows])
+        compared, lacks = 0, set[str]()
+        for row, answer in zip(rows, answers, strict=True):
+            batch = decode(stream.columns, [answer] if isinstance(answer, dict) else [])
+            if batch.ids == [row["id"]]:
+                compared += 1
+                lacks |= _lacks(stream, row, batch.rows.to_pylist()[0])
+        if not compared:
+            return bool(seen and not seen["holds"])
+        self._observe(report, stream, "full_lists", holds=not lacks, detail=", ".join(sorted(lacks)))
+        return bool(lacks)
+
+    def _observe(self, report: StreamReport, stream: Stream, assumption: str, *, holds: bool, detail: str) -> None:
+        now = datetime.now(UTC)
+        self._warehouse.put_assumption(report.account, stream, assumption, holds=holds, detail=detail, now=now)
+
+    # What it all means --------------------------------------------------------------------------------------------------
+
+    def _judge_hidden(self, report: StreamReport, stream: Stream, verdicts: _Verdicts, scope: Scope) -> None:
+        """Rows that are there and were not listed, nor when it was read again: how far the list can be believed."""
+        hidden, rows = verdicts.hidden, report.listing.rows
+        report.listing.missing = verdicts.unknown
+        self._settle(report, stream, found=verdicts.moved, blind=sorted(hidden) if stream.parent is None else ())
+        if stream.parent:
+            self._settle(report, stream, found=sorted(hidden))
+        if scope.dates and verdicts.broken_off:
+            self._observe(report, stream, "date_filter", holds=False, detail=stream.date_field)
+            report.warnings.append(
+                f"the API's date filter does not mean {stream.date_field}: windows of this stream no longer mark rows as "
+                "missing; full syncs still see every deletion"
+            )
+        if not hidden:
+            return
+        told = f"the list lacks {len(hidden)} rows that can still be read by id, also when it is read again"
+        if not rows or (not scope.dates and len(hidden) > _HIDDEN_SHARE * rows):
+            report.incomplete(f"{told}: so it may lack new ones too; sync again")
+        elif not scope.dates:
+            report.warnings.append(told)
 
     def _judge_quarantine(self, report: StreamReport, broken: int, without_id: int) -> None:
         if without_id:
@@ -161,19 +360,44 @@ class Lister:
                 f"{broken} rows break their promise (raw.quarantine says how); their last good version stays"
             )
 
+    # The lists of all parents -------------------------------------------------------------------------------------------
+
     def _list_children(self, report: StreamReport, stream: Stream) -> None:
-        """The lists of all parents (in a window: of those that the window touched), some at a time."""
-        parents = self._parents(report.account, stream)
+        """All of them (in a window: of those parents that the window touched), some at a time; then confirm what they lack.
+
+        Rows are confirmed last, since one that moved may come back in the list of another parent.
+        """
+        account = report.account
+        parents = self._parents(account, stream)
         for listed in self._warehouse.windows_of(self._work.run_id):
-            if (listed["account"], listed["stream"]) == (report.account, stream.parent) and not listed["complete"]:
+            if (listed["account"], listed["stream"]) == (account, stream.parent) and not listed["complete"]:
                 report.incomplete(f"the {stream.parent} whose lists these are could not all be listed")
+        missing, empty = self._list_parents(report, stream, parents)
+        missing = sorted(self._warehouse.among(stream, account, missing, missing=True))
+        missing = self._confirm_parents(report, stream, missing, empty)
+        verdicts = self._confirm(report, stream, missing, self._believable)
+        if verdicts.hidden:
+            lying = self._warehouse.parents_of(stream, account, sorted(verdicts.hidden)).values()
+            again = sorted({*lying, *empty})  # one empty list that is not empty makes all of them doubtful
+            counted = report.listing.rows, report.listing.total
+            lacking, _empty = self._list_parents(report, stream, again)
+            report.listing.rows, report.listing.total = counted  # they were counted before
+            verdicts.hidden &= set(lacking)
+        self._judge_hidden(report, stream, verdicts, self._believable)
+        orphans = self._warehouse.orphans(stream, account)
+        self._settle(report, stream, gone=dict.fromkeys(orphans, "parent_not_found"))
+
+    def _list_parents(self, report: StreamReport, stream: Stream, parents: list[str]) -> tuple[list[str], list[str]]:
+        """Read the lists of these parents into the tables; returns the ids of rows that they lack, and parents without rows."""
+        missing: list[str] = []
+        empty: list[str] = []
         broken = without_id = 0
         done = Done(len(parents))
-        while done.count < done.total and done.failures < FAILURES_IN_A_ROW:
+        while done.count < done.total and not done.hopeless:
             chunk = parents[done.count : done.count + _PARENTS_A_COMMIT]
             stage = self._warehouse.stage(stream)
             stage.begin_pass()
-            complete, empty = self._read_children(report, stream, stage, chunk, done)
+            complete = self._read_children(report, stream, stage, chunk, done, empty)
             more_broken, more_without_id = stage.broken()
             broken, without_id = broken + more_broken, without_id + more_without_id
             part, scope = Listing(), replace(self._believable, parents=tuple(complete))
@@ -183,20 +407,18 @@ class Lister:
             report.changes.add(changes)
             if not part.complete:
                 report.incomplete(part.reason or "")
-            left = self._confirm_parents(report, stream, changes.missing, empty)
-            report.listing.missing += self._confirm(report, stream, left, scope)
+            missing += changes.missing
         if done.count < done.total:
             report.incomplete(f"{done.total - done.count} lists were not asked for")
         self._judge_quarantine(report, broken, without_id)
-        report.listing.quarantined = broken
-        orphans = self._warehouse.orphans(stream, report.account)
-        self._settle(report, stream, gone=dict.fromkeys(orphans, "parent_not_found"))
+        report.listing.quarantined = max(broken, report.listing.quarantined)
+        return missing, empty
 
     def _read_children(
-        self, report: StreamReport, stream: Stream, stage: Stage, parents: list[str], done: Done
-    ) -> tuple[list[str], list[str]]:
-        """Read some parents' lists into the stage; returns the parents whose lists are complete, and those with no rows."""
-        complete, empty = [], []
+        self, report: StreamReport, stream: Stream, stage: Stage, parents: list[str], done: Done, empty: list[str]
+    ) -> list[str]:
+        """Read some parents' lists into the stage; returns the parents whose lists are complete; adds to those without rows."""
+        complete = []
         for listed in self._client.in_parallel(partial(self._list_one, report.account, stream), parents):
             for page in listed.pages:
                 stage.add(decode(stream.columns, page.items), listed.parent)
@@ -209,9 +431,9 @@ class Lister:
                     empty.append(listed.parent)
             done.add(failed=listed.failed)
             self._listener.advanced(done.count, done.total)
-            if done.failures >= FAILURES_IN_A_ROW:
+            if done.hopeless:
                 break
-        return complete, empty
+        return complete
 
     def _parents(self, account: str, stream: Stream) -> list[str]:
         """Ids of the live parents whose lists are due."""
@@ -259,10 +481,8 @@ class Lister:
             return []
         parents = self._warehouse.parents_of(stream, report.account, missing)
         suspects = sorted(set(parents.values()) & set(empty))
-        detail = stream_named(stream.parent or "", self._warehouse.streams).detail_path
-        answers = self._client.in_parallel(
-            lambda parent: self._ask(report.account, fill_path(detail, id=parent)), suspects
-        )
+        ask = partial(self._ask, report.account, stream_named(stream.parent or "", self._warehouse.streams))
+        answers = self._client.in_parallel(ask, suspects)
         gone_parents = {
             parent for parent, answer in zip(suspects, answers, strict=True) if isinstance(answer, NotFound)
         }
@@ -272,24 +492,24 @@ class Lister:
         self._settle(report, stream, gone=dict.fromkeys(gone, "parent_not_found"))
         return [identity for identity in missing if parents[identity] not in gone_parents]
 
-    def _ask(self, account: str, path: str) -> dict[str, Any] | ApiError:
+    def _ask(self, account: str, stream: Stream, identity: str, parent: str = "") -> dict[str, Any] | ApiError:
         """One row by id, or why not; runs on a thread."""
         try:
-            return self._client.read(account, path)
+            return self._client.read(account, fill_path(stream.detail_path, id=identity, parent_id=parent or "-"))
         except ApiError as error:
             return error
 
-    def _confirm(self, report: StreamReport, stream: Stream, missing: list[str], scope: Scope) -> int:
-        """Ask for each missing row by id, and record what became of it: gone, moved, merged, or not seen by the filter.
+    def _confirm(self, report: StreamReport, stream: Stream, missing: list[str], scope: Scope) -> _Verdicts:
+        """Ask for each missing row by id, and record what became of it: gone, moved, merged.
 
-        Returns:
-            How many rows stay missing because no answer says anything about them.
+        Rows that are there although the listing lacked them are not settled yet: see `hidden`.
         """
+        verdicts = _Verdicts()
         if not missing:
-            return 0
+            return verdicts
         account, now = report.account, datetime.now(UTC)
         parents = self._warehouse.parents_of(stream, account, missing) if stream.parent else {}
-        verdicts = self._ask_for(account, stream, missing, parents, scope)
+        self._ask_for(account, stream, missing, parents, scope, verdicts)
         refused = {identity for identity, reason in verdicts.gone.items() if reason in {"not_found", "access_lost"}}
         if refused and not self._token_proven(account):
             verdicts.unknown += len(refused)
@@ -306,28 +526,26 @@ class Lister:
             report.changes.add(changes)
         for identity, target in verdicts.aliases.items():
             self._warehouse.remember_alias(account, identity, target, now)
-        if verdicts.filter_is_false:
-            self._warehouse.put_assumption(account, stream, holds=False, now=now)
-            report.warnings.append(
-                f"the API's date filter does not mean {stream.date_field}: windows of this stream no longer mark rows as "
-                "missing; full syncs still see every deletion"
-            )
-        self._settle(report, stream, gone=verdicts.gone, found=verdicts.present, blind=verdicts.blind)
+        self._settle(report, stream, gone=verdicts.gone, found=verdicts.moved)
         if verdicts.unknown:
             report.incomplete(
                 f"{verdicts.unknown} rows are missing and it could not be confirmed that they are gone ({verdicts.why})"
             )
-        return verdicts.unknown
+        return verdicts
 
     def _ask_for(
-        self, account: str, stream: Stream, missing: list[str], parents: dict[str, str], scope: Scope
-    ) -> _Verdicts:
-        """What the API says of each missing row; stops asking when the answers prove the date filter wrong."""
-        verdicts = _Verdicts()
+        self,
+        account: str,
+        stream: Stream,
+        missing: list[str],
+        parents: dict[str, str],
+        scope: Scope,
+        verdicts: _Verdicts,
+    ) -> None:
+        """What the API says of each missing row; stops asking when the answers prove that it is the list that lacks them."""
 
         def ask(identity: str) -> dict[str, Any] | ApiError:
-            values = {"id": identity} | ({"parent_id": parents[identity]} if parents else {})
-            return self._ask(account, fill_path(stream.detail_path, **values))
+            return self._ask(account, stream, identity, parents.get(identity, ""))
 
         for asked, (identity, answer) in enumerate(
             zip(missing, self._client.in_parallel(ask, missing), strict=False), start=1
@@ -337,10 +555,10 @@ class Lister:
                     verdicts.found.append(answer)
                     if stream.deleted_field and answer.get(stream.deleted_field):
                         verdicts.gone[identity] = "deleted"
-                    elif scope.dates and _within(stream, answer, scope.dates):
-                        verdicts.blind.append(identity)
+                    elif scope.dates and not _within(stream, answer, scope.dates):
+                        verdicts.moved.append(identity)
                     else:
-                        verdicts.present.append(identity)
+                        verdicts.hidden.add(identity)
                 case dict() if stream.alias_field and isinstance(answer.get(stream.alias_field), str):
                     verdicts.aliases[identity] = self._follow(
                         account, stream, answer[stream.alias_field], verdicts.found
@@ -353,16 +571,15 @@ class Lister:
                 case _:
                     verdicts.unknown += 1
                     verdicts.why = str(answer) if isinstance(answer, ApiError) else "the answer was about another row"
-            if scope.dates and asked >= _BLIND_COUNT and len(verdicts.blind) * 2 > asked:
-                verdicts.filter_is_false = True
-                verdicts.present += missing[asked:]
+            if asked >= _BLIND_COUNT and len(verdicts.hidden) * 2 > asked:
+                verdicts.broken_off = True
+                verdicts.moved += missing[asked:]
                 break
-        return verdicts
 
     def _follow(self, account: str, stream: Stream, target: str, found: list[dict[str, Any]]) -> str:
         """Follow redirects from row to row; returns the last id, and adds that row to `found` when it can be read."""
         for _hop in range(_MOST_HOPS):
-            answer = self._ask(account, fill_path(stream.detail_path, id=target))
+            answer = self._ask(account, stream, target)
             if isinstance(answer, dict) and answer.get("id") == target:
                 found.append(answer)
                 break
@@ -386,7 +603,7 @@ class Lister:
         report: StreamReport,
         stream: Stream,
         *,
-        gone: dict[str, str],
+        gone: Mapping[str, str] = MappingProxyType({}),
         found: Sequence[str] = (),
         blind: Sequence[str] = (),
     ) -> None:
@@ -414,6 +631,41 @@ def _within(stream: Stream, item: dict[str, Any], dates: tuple[datetime, datetim
     if text is None:
         return False
     return dates[0] + A_DAY <= datetime.fromisoformat(text).replace(tzinfo=UTC) < dates[1] - A_DAY
+
+
+def _lacks(stream: Stream, listed: dict[str, Any], detail: dict[str, Any]) -> set[str]:
+    """Fields of which the list holds less than the row read by id does; none where the row changed in between."""
+    if stream.version_field and listed[stream.version_field] != detail[stream.version_field]:
+        return set()
+    lacks = {
+        name
+        for name in (column.name for column in stream.data_columns)
+        if detail[name] is not None
+        and (
+            listed[name] is None
+            or (
+                isinstance(listed[name], str)
+                and len(detail[name]) > len(listed[name]) > 0
+                and detail[name].startswith(listed[name].rstrip("…."))
+            )
+        )
+    }
+    more, less = (json.loads(row["_extra"] or "{}") for row in (detail, listed))
+    return lacks | {name for name, value in more.items() if value is not None and name not in less}
+
+
+def _parts(dates: _Range, longest: timedelta | None) -> list[_Range]:
+    """The range in consecutive parts, none longer."""
+    begin, end = dates
+    parts = []
+    while longest and end - begin > longest:
+        parts.append((begin, begin + longest))
+        begin += longest
+    return [*parts, (begin, end)]
+
+
+def _as_params(dates: _Range) -> dict[str, str]:
+    return {"start_date": _instant(dates[0]), "end_date": _instant(dates[1])}
 
 
 def _instant(moment: datetime) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import quote, unquote
 
 from contio_pipeline.errors import (
@@ -29,8 +29,11 @@ from contio_pipeline.errors import (
 PAGE_SIZE = 100
 """Rows a page; the API's maximum (a larger `limit` is clamped)."""
 
-MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 32 * 2**20
 """A page of 100 rows is about 0.2 MB; a JSON answer beyond this, decompressed, is refused."""
+
+_MOST_DIGITS = 400
+"""Of an integer; beyond it Python may refuse to read it, and no column can hold it."""
 
 RETRIED_STATUSES = frozenset({408, 425, 429}) | frozenset(range(500, 600))
 
@@ -38,17 +41,21 @@ RETRIED_STATUSES = frozenset({408, 425, 429}) | frozenset(range(500, 600))
 def read_json(body: bytes) -> Any:
     """The JSON value of a successful answer.
 
+    What breaks the rules of JSON inside one value does not take the whole page with it: NaN and numbers without end become
+    floats, bytes that are not UTF-8 become lone surrogates. None of them can be stored, so the row that holds one is set
+    aside (`rows`). A byte order mark is passed over (RFC 8259, 8.1 allows that).
+
     Raises:
-        BrokenAnswer: not JSON as RFC 8259 has it (HTML, empty, cut off, NaN, not UTF-8).
+        BrokenAnswer: not JSON (HTML, empty, cut off, something after the end).
     """
     try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant)
+        return json.loads(body.decode("utf-8-sig", "surrogateescape"), parse_int=_number)
     except (ValueError, RecursionError) as error:
         raise BrokenAnswer(f"the API answered a success without valid JSON ({error})") from None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def _number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
 def check_status(status: int, headers: Mapping[str, str], body: bytes, *, what: str, now: datetime) -> None:

@@ -80,7 +80,8 @@ _STATE = (
     Column(
         "_window_blind",
         "boolean",
-        "True when the row exists and its date lies in a listed window, yet the API's date filter did not return it.",
+        "True when the row exists, yet the lists that should return it do not: the API's date filter does not see it, or it "
+        "was last seen through another application's credentials. Such a row is not expected of windows.",
     ),
 )
 _RUN = Column("_run_id", "text", "The sync that wrote this, see ops.runs.")
@@ -106,6 +107,8 @@ class Stream:
         deleted_field: the timestamp column that is set when a row that can still be read by id is deleted.
         content_path: of a row's bytes.
         status_field: the text column that says how far the processing of those bytes is.
+        format_field: the text column that names the format of those bytes.
+        app_scoped: whether only rows of the current partner application are visible: rows of another are not gone.
     """
 
     name: str
@@ -122,6 +125,8 @@ class Stream:
     deleted_field: str | None = None
     content_path: str | None = None
     status_field: str | None = None
+    format_field: str | None = None
+    app_scoped: bool = False
 
     def __post_init__(self) -> None:
         """Refuse declarations that the rest could only misread."""
@@ -139,6 +144,7 @@ class Stream:
             "deleted_field is a timestamp column": is_kind(self.deleted_field, "timestamp"),
             "alias_field is a text column": is_kind(self.alias_field, "text"),
             "status_field is a text column": is_kind(self.status_field, "text"),
+            "format_field is a text column": is_kind(self.format_field, "text"),
             "contents have a processing state": (self.content_path is None) == (self.status_field is None),
             "a list of its own per parent has {parent_id} in its path": (self.parent is not None)
             == ("{parent_id}" in self.path),
@@ -273,6 +279,8 @@ STREAMS: tuple[Stream, ...] = (
         detail_path="meetings/{parent_id}/context/{id}",
         content_path="meetings/{parent_id}/context/{id}/content",
         status_field="file_status",
+        format_field="source_format",
+        app_scoped=True,
         deleted_field="deleted_at",
         scope="context:read",
         doc="A context document of a meeting; only those uploaded by the current partner application are visible.",
@@ -439,22 +447,47 @@ RUNS = Table(
 ASSUMPTIONS = Table(
     "ops",
     "assumptions",
-    "What the API leaves undocumented, as last observed: whether its date filter means the field that the stream declares.",
+    "What the API leaves undocumented, as last observed.",
+    _columns(
+        account=("text", "The account through which it was observed."),
+        stream=("text", "The stream."),
+        assumption=(
+            "text",
+            (
+                "date_filter: the list's filter means the stream's date field; full_lists: a list holds all of its rows' fields; "
+                "long_ranges: a list answers a range of dates of any length."
+            ),
+        ),
+        holds=(
+            "boolean",
+            (
+                "False once it was seen not to hold: then windows mark nothing as missing (date_filter), changed rows are "
+                "read by id (full_lists), ranges are listed in parts (long_ranges)."
+            ),
+        ),
+        detail=(
+            "text",
+            "The date field; the fields that rows of the list lack; the longest range that is asked for, in days.",
+        ),
+        observed_at=("timestamp", "When this was observed."),
+    ),
+    volatile=("observed_at",),
+)
+LISTED = Table(
+    "ops",
+    "listed",
+    "Of rows that were read by id because the list holds less of them: what the list held, to notice a change by.",
     _columns(
         account=("text", "The account."),
         stream=("text", "The stream."),
-        field=("text", "The field that the date filter is assumed to mean."),
-        holds=(
-            "boolean",
-            "False once a window omitted rows whose dates lie in it: windows then mark nothing as missing.",
-        ),
-        observed_at=("timestamp", "When this was observed."),
+        id=("text", "The row's id."),
+        listed_hash=("text", "SHA-256 of the row as it was listed."),
     ),
 )
 META = Table(
     "ops",
     "meta",
-    "What the warehouse is: api_origin and schema_version.",
+    "What the warehouse is: api_origin, schema_version, and a hash of the application's client id.",
     _columns(key=("text", "Which fact."), value=("text", "The fact.")),
     volatile=("key", "value"),
 )
@@ -471,6 +504,7 @@ def tables(streams: tuple[Stream, ...] = STREAMS) -> tuple[Table, ...]:
         WINDOWS,
         RUNS,
         ASSUMPTIONS,
+        LISTED,
         META,
     )
 

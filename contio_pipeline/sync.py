@@ -128,9 +128,10 @@ class Run:
         """
         self.settings = settings
         self.accounts = _accounts(settings, accounts)
-        settings.credentials()
+        client_id, _secret = settings.credentials()
         with ExitStack() as opening:
             warehouse = opening.enter_context(Warehouse(settings.data_dir, origin=settings.api_url, streams=declared))
+            warehouse.use_application(client_id)
             listener = listener or Nobody()
             client = opening.enter_context(Client(settings, listener.waiting))
             report = SyncReport(run_id or uuid.uuid4().hex, datetime.now(UTC), window)

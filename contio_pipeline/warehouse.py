@@ -5,6 +5,7 @@ What lives here: all SQL that changes rows, and the questions of a sync. What ne
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,6 +19,7 @@ from contio_pipeline.streams import (
     ACCOUNTS,
     ASSUMPTIONS,
     DOCUMENT_CONTENTS,
+    LISTED,
     MEETING_ALIASES,
     QUARANTINE,
     RUNS,
@@ -237,7 +239,7 @@ class Warehouse(WorkFile):
             start, end = scope.dates
             more |= {"start": start, "end": end, "inner_start": start + A_DAY, "inner_end": end - A_DAY}
         if scope.parents is not None:
-            expected += " AND _parent_id IN (SELECT unnest($parents::VARCHAR[]))"
+            expected += " AND NOT _window_blind AND _parent_id IN (SELECT unnest($parents::VARCHAR[]))"
             more["parents"] = list(scope.parents)
         at_most = "" if scope.at_most is None else f" LIMIT {scope.at_most}"
         table = stream.table.full_name
@@ -394,14 +396,33 @@ class Warehouse(WorkFile):
         dates: tuple[datetime, datetime] | None,
         changed_since: datetime,
     ) -> list[str]:
-        """Ids of live rows, sorted; with `dates` only those dated inside or changed since."""
-        sql = f"SELECT id FROM {stream.table.full_name} WHERE _account = ? AND _deleted_at IS NULL"
-        values: list[Any] = [account]
+        """Ids of live rows, and of those that are there but too broken to be stored, sorted.
+
+        With `dates` only those dated inside or changed since.
+        """
+        live = f"SELECT id FROM {stream.table.full_name} WHERE _account = $account AND _deleted_at IS NULL"
+        broken = f"""SELECT row_key FROM {QUARANTINE.full_name}
+            WHERE _account = $account AND stream = $stream AND row_key <> sha256(raw)"""
+        values: dict[str, Any] = {"account": account, "stream": stream.name}
         if dates:
             date_field = quoted(stream.date_field)
-            sql += f" AND (({date_field} >= ? AND {date_field} < ?) OR _changed_at >= ?)"
-            values += [*dates, changed_since]
-        return [str(found[0]) for found in self.connection.execute(f"{sql} ORDER BY id", values).fetchall()]
+            live += f" AND (({date_field} >= $start AND {date_field} < $end) OR _changed_at >= $since)"
+            broken += " AND _first_seen_at >= $since"
+            values |= {"start": dates[0], "end": dates[1], "since": changed_since}
+        sql = f"{live} UNION {broken} ORDER BY 1"
+        return [str(found[0]) for found in self.connection.execute(sql, values).fetchall()]
+
+    def has_live_rows(self, stream: Stream, account: str) -> bool:
+        """Whether anything is stored that is not gone."""
+        sql = f"SELECT 1 FROM {stream.table.full_name} WHERE _account = ? AND _deleted_at IS NULL LIMIT 1"
+        return bool(self.connection.execute(sql, [account]).fetchall())
+
+    def among(self, stream: Stream, account: str, ids: Iterable[str], *, missing: bool = False) -> set[str]:
+        """Those of the rows that are still missing, or else those that lists are known not to return."""
+        what = "_missing_since IS NOT NULL" if missing else "_window_blind"
+        sql = f"""SELECT id FROM {stream.table.full_name}
+            WHERE _account = ? AND id IN (SELECT unnest(?::VARCHAR[])) AND _deleted_at IS NULL AND {what}"""
+        return {str(found[0]) for found in self.connection.execute(sql, [account, list(ids)]).fetchall()}
 
     def parents_of(self, stream: Stream, account: str, ids: Sequence[str]) -> dict[str, str]:
         """Id -> id of the parent under which it was listed."""
@@ -416,15 +437,16 @@ class Warehouse(WorkFile):
         return [str(found[0]) for found in self.connection.execute(sql, [account]).fetchall()]
 
     def contents_state(self, stream: Stream, account: str) -> list[dict[str, Any]]:
-        """Every live document of the account, with what is known of its bytes (NULL where nothing is)."""
+        """Every live document that the account's lists return, with what is known of its bytes (NULL where nothing is)."""
         version = f"d.{quoted(stream.version_field)}" if stream.version_field else "NULL::TIMESTAMPTZ"
+        format_field = f"d.{quoted(stream.format_field)}" if stream.format_field else "NULL"
         return self.query(
             f"""SELECT d.id, d._parent_id AS parent_id, d._hash AS row_hash, d.{quoted(stream.status_field or "")} AS status,
-                {version} AS changed, c.state, c._version AS stored_version, c.sha256, c.size_bytes, c.content_type, c.filename,
-                c.fetched_at
+                {version} AS changed, {format_field} AS format, c.state, c._version AS stored_version, c.sha256, c.size_bytes,
+                c.content_type, c.filename, c.fetched_at
                 FROM {stream.table.full_name} d
                 LEFT JOIN {DOCUMENT_CONTENTS.full_name} c ON c._account = d._account AND c.id = d.id
-                WHERE d._account = ? AND d._deleted_at IS NULL ORDER BY d.id""",
+                WHERE d._account = ? AND d._deleted_at IS NULL AND NOT d._window_blind ORDER BY d.id""",
             [account],
         )
 
@@ -488,29 +510,58 @@ class Warehouse(WorkFile):
             for content in contents:
                 insert(connection, DOCUMENT_CONTENTS, {**content, "_account": account})
 
-    def assumption_holds(self, account: str, stream: Stream) -> bool:
-        """Whether the API's date filter is still believed to mean the stream's `date_field`."""
-        found = self.query(
-            f"SELECT holds FROM {ASSUMPTIONS.full_name} WHERE account = ? AND stream = ?",
-            [account, stream.name],
-        )
-        return not found or bool(found[0]["holds"])
+    def assumption(self, stream: Stream, assumption: str, account: str | None = None) -> dict[str, Any] | None:
+        """What was last observed of the stream, through this account or any; a row of `ops.assumptions`."""
+        sql = f"""SELECT * FROM {ASSUMPTIONS.full_name} WHERE stream = $1 AND assumption = $2 AND account = coalesce($3, account)
+            ORDER BY observed_at DESC LIMIT 1"""
+        return next(iter(self.query(sql, [stream.name, assumption, account])), None)
 
-    def put_assumption(self, account: str, stream: Stream, *, holds: bool, now: datetime) -> None:
-        """Record what was observed of the date filter."""
+    def put_assumption(
+        self, account: str, stream: Stream, assumption: str, *, holds: bool, detail: str, now: datetime
+    ) -> None:
+        """Record what was observed."""
         with self.transaction() as connection:
             connection.execute(
-                f"DELETE FROM {ASSUMPTIONS.full_name} WHERE account = ? AND stream = ?",
+                f"DELETE FROM {ASSUMPTIONS.full_name} WHERE account = ? AND stream = ? AND assumption = ?",
+                [account, stream.name, assumption],
+            )
+            row = {"account": account, "stream": stream.name, "assumption": assumption}
+            insert(connection, ASSUMPTIONS, row | {"holds": holds, "detail": detail, "observed_at": now})
+
+    def put_listed(self, account: str, stream: Stream, hashes: Mapping[str, str]) -> None:
+        """Remember what the list held of rows that were read by id: id -> hash."""
+        rows = pa.table({"id": list(hashes), "listed_hash": list(hashes.values())}) if hashes else None
+        if rows is None:
+            return
+        with self.transaction() as connection:
+            connection.register("_listed_in", rows)
+            connection.execute(
+                f"""DELETE FROM {LISTED.full_name} WHERE account = ? AND stream = ? AND id IN (SELECT id FROM _listed_in)""",
                 [account, stream.name],
             )
-            row = {
-                "account": account,
-                "stream": stream.name,
-                "field": stream.date_field,
-                "holds": holds,
-                "observed_at": now,
-            }
-            insert(connection, ASSUMPTIONS, row)
+            connection.execute(
+                f"INSERT INTO {LISTED.full_name} SELECT ?, ?, id, listed_hash FROM _listed_in", [account, stream.name]
+            )
+            connection.unregister("_listed_in")
+
+    def use_application(self, client_id: str) -> None:
+        """Note through which application the API is read.
+
+        When it is another than before, rows that only the other one sees are not gone: no list is expected to return them
+        until one does.
+        """
+        application = hashlib.sha256(client_id.encode()).hexdigest()
+        with self.transaction() as connection:
+            before = self.meta("application")
+            if before == application:
+                return
+            for stream in self.streams:
+                if before and stream.app_scoped:
+                    connection.execute(
+                        f"""UPDATE {stream.table.full_name} SET _window_blind = true, _missing_since = NULL
+                            WHERE _deleted_at IS NULL"""
+                    )
+            self.put_meta("application", application)
 
     def put_run(self, run: Mapping[str, Any]) -> None:
         """Write the sync's row of `ops.runs`, or replace it."""
@@ -526,14 +577,15 @@ Run = Callable[..., list[tuple[Any, ...]]]
 class Stage:
     """Rows of one listing, in a temporary table, so that memory does not grow with the listing.
 
-    A listing that had to be read again has several passes: a complete one is its last pass alone, an incomplete one is
-    everything that was seen.
+    A list is read in passes: again when it changed meanwhile, or one part of a range after the other. A complete listing is
+    the passes that were accepted, an incomplete one is everything that was seen.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, stream: Stream) -> None:
         self.stream = stream
         self._connection = connection
         self._pass = 0
+        self._accepted: list[int] = []
         self._sequence = 0
         self._waiting: list[pa.RecordBatch] = []
         self._rows_waiting = 0
@@ -547,6 +599,13 @@ class Stage:
     def begin_pass(self) -> None:
         """What is added from now on is a new reading of the same list."""
         self._pass += 1
+
+    def accept(self) -> None:
+        """The current pass is whole."""
+        self._accepted.append(self._pass)
+
+    def _whole(self) -> str:
+        return f"_pass IN ({', '.join(map(str, self._accepted or [self._pass]))})"
 
     def add(self, batch: Batch, parent_id: str | None = None) -> None:
         """Take decoded rows, in the order in which the API sent them."""
@@ -593,16 +652,81 @@ class Stage:
         return int(count)
 
     def broken(self) -> tuple[int, int]:
-        """How many different broken rows the current pass has seen, and how many of them without an id."""
+        """How many different broken rows the listing has, and how many of them without an id."""
         [(count, without)] = self._connection.execute(
-            "SELECT count(DISTINCT key), count(DISTINCT key) FILTER (NOT has_id) FROM staged_broken WHERE _pass = ?",
-            [self._pass],
+            f"SELECT count(DISTINCT key), count(DISTINCT key) FILTER (NOT has_id) FROM staged_broken WHERE {self._whole()}"
         ).fetchall()
         return int(count), int(without)
 
+    def last_date(self) -> datetime | None:
+        """The latest of the stream's dates that was seen, None where there is none."""
+        self.flush()
+        sql = f"SELECT max({quoted(self.stream.date_field)}) AS last FROM staged WHERE {self._whole()}"
+        [row] = self._connection.sql(sql).to_arrow_table().to_pylist()
+        return row["last"]  # type: ignore[no-any-return]
+
+    def lacks(self, ids: Iterable[str]) -> bool:
+        """Whether one of these ids was not seen."""
+        self.flush()
+        sql = """SELECT count(*) FROM (SELECT unnest(?::VARCHAR[]) EXCEPT (
+            SELECT id FROM staged UNION SELECT key FROM staged_broken))"""
+        [(count,)] = self._connection.execute(sql, [list(ids)]).fetchall()
+        return bool(count)
+
+    def sample(self, count: int) -> list[dict[str, Any]]:
+        """Some rows as listed, picked at random."""
+        self.flush()
+        return self._as_listed(f"{self._whole()} ORDER BY random() LIMIT {count}")
+
+    def changed_silently(self, account: str, count: int) -> list[dict[str, Any]]:
+        """Some rows as listed, of those that are stored with another content although they say that they did not change."""
+        if not self.stream.version_field:
+            return []
+        version = quoted(self.stream.version_field)
+        self.flush()
+        return self._as_listed(
+            f"""{self._whole()} AND EXISTS (FROM {self.stream.table.full_name} t WHERE t._account = ? AND t.id = staged.id
+                AND t.{version} = staged.{version} AND t._hash <> staged._hash) LIMIT {count}""",
+            account,
+        )
+
+    def _as_listed(self, condition: str, *values: str) -> list[dict[str, Any]]:
+        sql = f"SELECT * EXCLUDE (_pass, _sequence) FROM staged WHERE {condition}"
+        return self._connection.sql(sql, params=list(values)).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
+
+    def put_aside(self, account: str, *, whole: bool) -> dict[str, str]:
+        """Take out what was listed, to make room for the same rows as read by id.
+
+        A row whose listed form is what it was needs no reading: it stays as it is stored.
+
+        Returns:
+            The others: id -> hash of the row as listed.
+        """
+        self.choose(whole=whole)
+        known = f"""SELECT c.id FROM chosen c JOIN {LISTED.full_name} l ON l.id = c.id AND l.listed_hash = c._hash
+            JOIN {self.stream.table.full_name} t ON t.id = c.id
+            WHERE l.account = $account AND l.stream = $stream AND t._account = $account AND t._deleted_at IS NULL"""
+        listed = self._connection.execute(
+            f"SELECT id, _hash, id IN ({known}) FROM chosen ORDER BY id",
+            {"account": account, "stream": self.stream.name},
+        ).fetchall()
+        self._connection.execute("DELETE FROM staged")
+        self.keep(account, [identity for identity, _hash, same in listed if same])
+        return {identity: digest for identity, digest, same in listed if not same}
+
+    def keep(self, account: str, ids: Sequence[str]) -> None:
+        """Count these rows as seen, and leave them as they are stored."""
+        columns = ", ".join(quoted(column.name) for column in self.stream.payload_columns)
+        self._connection.execute(
+            f"""INSERT INTO staged BY NAME SELECT {columns}, {(self._accepted or [self._pass])[0]} AS _pass, 0 AS _sequence
+                FROM {self.stream.table.full_name}
+                WHERE _account = ? AND _deleted_at IS NULL AND id IN (SELECT unnest(?::VARCHAR[]))""",
+            [account, list(ids)],
+        )
+
     def choose(self, *, whole: bool) -> None:
         """Make the tables `chosen` (one row per id: the newest version, of equals the last seen) and `chosen_broken`."""
-        passes = f"_pass = {self._pass}" if whole else "true"
+        passes = self._whole() if whole else "true"
         version = f"{quoted(self.stream.version_field)} DESC NULLS LAST, " if self.stream.version_field else ""
         self._connection.execute(f"""
             CREATE OR REPLACE TEMP TABLE chosen AS SELECT * EXCLUDE (_pass, _sequence) FROM staged WHERE {passes}

@@ -14,8 +14,8 @@ from contio_pipeline.publish import Generation
 from contio_pipeline.settings import Settings
 from contio_pipeline.warehouse import Changes, Listing, Warehouse, Window
 
-FAILURES_IN_A_ROW = 10
-"""After so many parents or documents that fail one after the other, the rest is left for the next sync."""
+FAILURES_IN_A_ROW, FAILURES_IN_ALL = 10, 100
+"""After so many parents or documents that fail, one after the other or in all, the rest is left for the next sync."""
 
 
 class Listener(Protocol):
@@ -98,16 +98,23 @@ class SyncReport:
 
 @dataclass(slots=True)
 class Done:
-    """How far a row of many small requests is, and how many failed one after the other just now."""
+    """How far a row of many small requests is, and how many failed."""
 
     total: int
     count: int = 0
     failures: int = 0
+    failures_in_a_row: int = 0
 
     def add(self, *, failed: bool) -> None:
         """Count one more."""
         self.count += 1
-        self.failures = self.failures + 1 if failed else 0
+        self.failures += failed
+        self.failures_in_a_row = self.failures_in_a_row + 1 if failed else 0
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many failed that the rest had better wait."""
+        return self.failures_in_a_row >= FAILURES_IN_A_ROW or self.failures >= FAILURES_IN_ALL
 
 
 @dataclass(slots=True)

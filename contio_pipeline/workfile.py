@@ -177,15 +177,15 @@ class WorkFile:
             for step in range(found or self._version, self._version):
                 connection.execute(migrations[step])
             self._make_tables(connection)
-            self._put_meta("schema_version", str(self._version))
-            stored = self._meta("api_origin")
+            self.put_meta("schema_version", str(self._version))
+            stored = self.meta("api_origin")
             if stored and origin and stored != origin:
                 raise ConfigError(
                     f"{self.path} holds the rows of {stored}, but CONTIO_API_URL is {origin}: rows of two servers must not be "
                     "mixed. Set CONTIO_DATA_DIR to another folder"
                 )
             if origin and not stored:
-                self._put_meta("api_origin", origin)
+                self.put_meta("api_origin", origin)
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         config: dict[str, str | bool | int | float | list[str]] = {
@@ -214,19 +214,21 @@ class WorkFile:
             ) from None
         return int(value)
 
-    def _meta(self, key: str) -> str | None:
+    def meta(self, key: str) -> str | None:
+        """A fact of `ops.meta`."""
         found = self.connection.execute(f"SELECT value FROM {META.full_name} WHERE key = ?", [key]).fetchall()
         return str(found[0][0]) if found else None
 
-    def _put_meta(self, key: str, value: str) -> None:
-        if self._meta(key) != value:
+    def put_meta(self, key: str, value: str) -> None:
+        """Write a fact of `ops.meta`, inside a transaction."""
+        if self.meta(key) != value:
             self.connection.execute(f"DELETE FROM {META.full_name} WHERE key = ?", [key])
             self.connection.execute(f"INSERT INTO {META.full_name} VALUES (?, ?)", [key, value])
 
     def move_origin(self, origin: str) -> None:
         """Say that the same API is now reached at another address."""
         with self.transaction():
-            self._put_meta("api_origin", origin)
+            self.put_meta("api_origin", origin)
 
     def _make_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Create what is declared and not there, and keep every comment as declared."""

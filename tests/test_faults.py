@@ -4,58 +4,115 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from conftest import Place
 from truth import check
 
-from contio_pipeline.sandbox.faults import BODIES, NAMED, named
+from contio_pipeline.publish import current
+from contio_pipeline.sandbox.faults import BODIES, CALENDAR, FOR_EVER, NAMED, named
 
 NewPlace = Callable[..., Place]
 
-HARMLESS = {"gzip", "deflate", "chunked", "json-duplicate-keys"}
-"""What is allowed."""
+HARMLESS = {
+    "gzip", "deflate", "chunked", "json-duplicate-keys", "json-bom", "limit-capped", "limit-refused", "order-by-change",
+    "list-thin", "calendar-refused", "calendar-clamped",
+}  # fmt: skip
+"""What is allowed, or what the API may be like: the tables are equal in spite of it."""
+
+FALSE = {"list-empty", "undated-unlisted", "content-half", "content-empty", "content-html"}
+"""What no client can tell from the truth as long as it is all that it ever sees (a document may be HTML)."""
+
+
+def wrong_place(name: str, new_place: NewPlace) -> tuple[Place, dict[str, Any]]:
+    """A place where the fault can happen, and the cheapest sync to which it does."""
+    what = NAMED[name]
+    place = new_place(meetings=60 if what.path == CALENDAR else 6, accounts=1)
+    place.overrides = {"timeout_seconds": 1, "retry_seconds": 1.5}
+    if what.later_pages or name in {"offset-ignored", "offset-ignored-endless", "order-random"}:
+        place.sandbox.max_limit = 3
+    if what.path == BODIES:
+        return place, {"verify_documents": True}
+    return place, {"streams": ["calendar_events"] if what.path == CALENDAR else ["meetings"]}
+
+
+def settle(place: Place) -> None:
+    """Nothing goes wrong any more, and nobody has to wait."""
+    place.sandbox.faults = []
+    for budget in place.settings.state_dir.glob("*budget*"):
+        budget.unlink()  # which a 429 closes for a while
+
+
+def equal(place: Place, options: dict[str, Any]) -> bool:
+    """Whether what was synced equals the truth."""
+    try:
+        check(place.world, place.settings, streams=options.get("streams"))
+    except (AssertionError, KeyError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_fault_loses_nothing_invents_nothing_and_is_healed(name: str, new_place: NewPlace) -> None:
-    place = new_place(meetings=6, accounts=1)
-    place.overrides = {"timeout_seconds": 1, "retry_seconds": 1.5}
-    bodies = NAMED[name].path == BODIES
-    some = [] if bodies else ["meetings"]  # the cheapest list; empty means all
-    assert place.sync(streams=some).complete
+    place, options = wrong_place(name, new_place)
+    assert place.sync(**options).complete
     place.world.update("meetings", 2)
+    place.world.update("calendar_events", 2)
+    live = "SELECT id FROM raw.{} WHERE _deleted_at IS NULL ORDER BY 1"
+    tables = ("meetings", "calendar_events", "context_documents")
+    before = [place.query(live.format(table)) for table in tables]
 
-    def rows() -> list[list[tuple[str, ...]]]:
-        live = "SELECT id FROM raw.context_documents WHERE _deleted_at IS NULL ORDER BY 1"
-        return [place.query(live), place.query(live.replace("context_documents", "meetings"))]
-
-    def equal() -> bool:
-        stored = dict(place.query("SELECT id, title FROM raw.meetings WHERE _deleted_at IS NULL"))
-        [account] = place.world.accounts
-        return stored == {meeting["id"]: meeting.get("title") for meeting in place.world.items(account, "meetings")}
-
-    before = rows()
-    fault = named(name, times=2)
+    fault = named(name, times := 1 if name in FALSE else 2)
     place.sandbox.faults = [fault]
     place.sandbox.reset_log()
-    report = place.sync(streams=some, verify_documents=bodies)
-    assert fault.times < 2, "it never happened"
-    assert len(place.sandbox.requests) <= 40
+    report = place.sync(**options)
+    assert fault.times < times, "it never happened"
+    assert len(place.sandbox.requests) <= 60
     if name in HARMLESS:
         assert report.complete
     for part in report.streams:
         assert part.listing.complete or part.listing.reason
-    assert rows() == before
-    assert equal() or not report.complete, "it said that it is complete"
+    assert equal(place, options) or not report.complete or name in FALSE, "it said that it is complete"
+    gone = {(row["id"],) for row in place.world.items("ana", "meetings")}
+    for table, rows in zip(tables, before, strict=True):
+        now = place.query(live.format(table))
+        assert [row for row in rows if row not in now and (table != "meetings" or row in gone)] == []
 
-    place.sandbox.faults = []
-    for budget in place.settings.state_dir.glob("*budget*"):
-        budget.unlink()  # which a 429 may have closed for a day
-    assert place.sync(streams=some, verify_documents=bodies).complete
-    if bodies:
-        check(place.world, place.settings)
-    assert equal()
+    settle(place)
+    assert place.sync(**options).complete
+    assert equal(place, options)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_first_sync_under_a_fault_for_ever_ends_and_says_what_is_wrong(name: str, new_place: NewPlace) -> None:
+    place, options = wrong_place(name, new_place)
+    fault = named(name, FOR_EVER)
+    place.sandbox.faults = [fault]
+    report = place.sync(**options)
+    assert fault.times < FOR_EVER, "it never happened"
+    assert len(place.sandbox.requests) <= 80
+    for part in report.streams:
+        assert part.listing.complete or part.listing.reason
+    assert current(place.settings.data_dir)
+    if name in HARMLESS:
+        assert report.complete
+    stands_still = not NAMED[name].later_pages
+    if stands_still and name not in FALSE:
+        assert equal(place, options) or not report.complete, "it said that it is complete"
+
+    settle(place)
+    assert place.sync(**options).complete
+    assert equal(place, options)
+
+
+def test_faults_may_come_together(new_place: NewPlace) -> None:
+    place = new_place(meetings=8, accounts=1)
+    place.overrides["retry_seconds"] = 30
+    place.sandbox.faults = [named(name) for name in ("limit-capped", "gzip", "chunked", "order-by-change", "json-bom")]
+    place.sandbox.faults += [named("503", 2), named("paging-swap", 1), named("json-cut", 1)]
+    assert place.sync(documents=False).complete
+    check(place.world, place.settings, streams=["meetings", "action_items", "calendar_events", "context_documents"])
 
 
 def test_names_are_plain_and_others_are_refused() -> None:

@@ -87,13 +87,20 @@ def _parsed(row: Row, kinds: dict[str, str]) -> Row:
     }
 
 
-def check(world: World, settings: Settings, accounts: list[str] | None = None) -> None:
-    """Assert that DuckDB, Parquet and documents of the current generation equal the truth."""
+def check(
+    world: World, settings: Settings, accounts: list[str] | None = None, *, streams: list[str] | None = None
+) -> None:
+    """Assert that DuckDB, Parquet and documents of the current generation equal the truth.
+
+    With `streams`, only their tables are looked at.
+    """
     generation = current(settings.data_dir)
     accounts = accounts or list(world.accounts)
     with duckdb.connect(generation.database, read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         for stream in STREAMS:
+            if streams and stream.name not in streams:
+                continue
             rows = [row for row in stored(connection, stream.table.full_name) if row["_deleted_at"] is None]
             for account in accounts:
                 wanted = expected(world, settings, stream, account)
@@ -111,7 +118,7 @@ def check(world: World, settings: Settings, accounts: list[str] | None = None) -
                 name: profile.get(name) for name in ("id", "display_name", "email")
             }
         contents = {(row["_account"], row["id"]): row for row in stored(connection, "raw.document_contents")}
-    for account in accounts:
+    for account in accounts if not streams else ():
         check_contents(world, settings, account, contents)
     check_parquet(generation.folder, generation.database)
 

@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import math
+import random
 import re
 import secrets
 import signal
@@ -38,7 +39,7 @@ from contio_pipeline.sandbox.faults import Cut, Fault
 from contio_pipeline.sandbox.world import CHANGES, Row, World, parse_time
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
 
     from starlette.requests import Request as HttpRequest
@@ -143,10 +144,8 @@ class _Call:
     body: bytes
     entry: Request | None = None
     account: str = ""
-
-    @property
-    def query(self) -> Mapping[str, str]:
-        return self.http.query_params
+    query: Mapping[str, str] = field(default_factory=dict)
+    faults: Sequence[Fault] = ()
 
     def uuid(self, name: str, what: str) -> str:
         """A path parameter that must be a UUID."""
@@ -198,7 +197,7 @@ class Sandbox:
 
     Attributes:
         requests: every API and token request, in order of arrival; `reset_log` empties it.
-        faults: what goes wrong next; the first that matches is used.
+        faults: what goes wrong next: the first that matches happens, and those that may come together with it.
         before: called with each admitted request before it is answered, to change the world between pages.
     """
 
@@ -447,20 +446,30 @@ class Sandbox:
         return self._page(call, self._select(call, "calendar_events", dates, descending=direction == "desc"))
 
     def _select(self, call: _Call, stream: str, dates: dict[str, Any], **how: Any) -> list[Row]:
-        return self.world.select(
-            call.account,
-            stream,
-            by=self.filter_fields[stream],
-            inclusive_end=self.inclusive_end,
-            **dates,
-            **how,
-        )
+        field_name = self.filter_fields[stream]
+        rows = self.world.select(call.account, stream, by=field_name, inclusive_end=self.inclusive_end, **dates, **how)
+        if call.query.get("_undated") == "no":
+            rows = [row for row in rows if parse_time(row.get(field_name))]
+        return self._ordered(call, rows)
+
+    @staticmethod
+    def _ordered(call: _Call, rows: list[Row]) -> list[Row]:
+        """As a fault wants it; the real API documents no order."""
+        match call.query.get("_order"):
+            case None:
+                return rows
+            case "random":
+                return random.sample(rows, len(rows))
+            case name:
+                return sorted(rows, key=lambda row: (str(row.get(name)), row["id"]), reverse=True)
 
     def _contexts(self, call: _Call) -> Response:
         meeting_id = call.uuid("id", "meeting")
         if self.unknown_parent == "404" and self.world.get(call.account, "meetings", meeting_id) is None:
             raise _Refused(404, "not_found", "Meeting not found", "api")
-        return self._page(call, self.world.select(call.account, "context_documents", parent=meeting_id))
+        return self._page(
+            call, self._ordered(call, self.world.select(call.account, "context_documents", parent=meeting_id))
+        )
 
     @staticmethod
     def _found(row: Row | None, what: str) -> Response:
@@ -574,6 +583,7 @@ class Sandbox:
                 call.entry.account = call.account
             if scope:
                 self._authorize(call.account, scope)
+            self._happen(call)
             return handler(call)
 
         async def endpoint(http: HttpRequest) -> Response:
@@ -593,29 +603,46 @@ class Sandbox:
             headers["authorization"] = scheme if credentials else "(no scheme)"
         entry = Request(time.monotonic(), http.method, http.url.path, dict(http.query_params), headers)
         self.requests.append(entry)
-        fault = Fault()
+        faults: list[Fault] = []
         try:
             self._admit(limiter, limit)  # counted on arrival, before anything waits
-            call = _Call(http, await http.body(), entry)
-            fault = self._next_fault(entry.path) or fault
-            await asyncio.sleep(self.latency + fault.delay)
+            faults = self._next_faults(entry)
+            call = _Call(http, await http.body(), entry, query=entry.query, faults=faults)
+            await asyncio.sleep(self.latency + sum(fault.delay for fault in faults))
             if self.before is not None:
                 self.before(entry)
-            faulty = fault.status and Response(fault.body, fault.status, fault.headers)
+            faulty = next((Response(one.body, one.status, one.headers) for one in faults if one.status), None)
             response = faulty or answer(call)
         except _Refused as refused:
             response = refused.rendered()
-        if fault.edit:
-            response = fault.edit(response)
+        for fault in faults:
+            response = fault.edit(response) if fault.edit else response
         entry.status, entry.bytes = response.status_code, len(response.body)
-        return response if fault.cut is None else Cut(response, fault.cut)
+        cuts = [fault.cut for fault in faults if fault.cut is not None]
+        return Cut(response, min(cuts)) if cuts else response
 
-    def _next_fault(self, path: str) -> Fault | None:
+    def _next_faults(self, entry: Request) -> list[Fault]:
+        """Those that happen to this request, counted: the first that matches, and unless it is alone others like it."""
+        found: list[Fault] = []
         for fault in self.faults:
-            if fault.times > 0 and re.search(fault.path, path):
-                fault.times -= 1
-                return fault
-        return None
+            skipped = fault.later_pages and entry.query.get("offset", "0") == "0"
+            if fault.times <= 0 or skipped or not re.search(fault.path, entry.path):
+                continue
+            if found and (fault.alone or found[0].alone):
+                continue
+            fault.times -= 1
+            found.append(fault)
+        return found
+
+    def _happen(self, call: _Call) -> None:
+        """What faults do to the world and to the question before it is answered."""
+        for fault in call.faults:
+            if fault.change:
+                fault.change(self.world, call.account)
+            query = fault.query(dict(call.query)) if fault.query else call.query
+            if query is None:
+                raise _Refused(400, "invalid_query_parameters", "Invalid query parameters", "list")
+            call.query = query
 
     @staticmethod
     def _control(handler: _Handler) -> _Endpoint:
@@ -623,7 +650,7 @@ class Sandbox:
             if http.client is None or not ip_address(http.client.host).is_loopback:
                 return _json({"error": "only for this machine"}, 403)
             try:
-                return handler(_Call(http, await http.body()))
+                return handler(_Call(http, await http.body(), query=http.query_params))
             except _Refused as refused:
                 return refused.rendered()
 
