@@ -898,3 +898,61 @@ T7Ox82cGSNCF2XmBcdydE0DaHnKhRANCAASiX4b2J6Wgaz3tMYpz4vfpNZprhuZx
 SCIpFj29y9FY+6e+xY7nS+h87acqBre8r+taZMm3qQ8xvOEp29cOyz4Y
 -----END SECRET KEY-----
 """.replace("SECRET", "PRIVATE")
+
+
+@pytest.mark.parametrize(
+    ("head", "measured"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", False),
+    ],
+)
+def test_it_is_known_whether_the_end_of_the_bytes_was_announced(
+    head: bytes, measured: bool, new_client: NewClient
+) -> None:
+    with raw(lambda send, _: send(head + b"half")) as server:
+        assert new_client(api_url=server.url).download("ana", CONTENT, Sinks()).measured == measured
+
+
+def test_a_server_that_always_says_now_is_not_hammered(sandbox: Sandbox, new_client: NewClient) -> None:
+    sandbox.faults = [Fault(status=503, headers=AT_ONCE, times=10_000)]
+    with pytest.raises(Transient):
+        new_client(retry_seconds=5).read("ana", "profile")
+    assert len(sandbox.requests) <= 8
+
+
+def test_after_many_failures_in_a_row_nothing_more_is_sent(sandbox: Sandbox, new_client: NewClient) -> None:
+    sandbox.faults = [Fault(status=403, body="<html>blocked</html>", times=10_000)]
+    client = new_client()
+    for _ in range(100):
+        with pytest.raises(ApiError):
+            client.read("ana", "profile")
+    assert len(sandbox.requests) == 20
+    with pytest.raises(ApiError, match="not asked for, since 20 requests failed one after the other"):
+        client.read("bo", "profile")
+
+
+def test_what_the_api_itself_refuses_is_no_failure_of_the_server(sandbox: Sandbox, new_client: NewClient) -> None:
+    client = new_client()
+    for status in (404, 400):
+        sandbox.faults = [Fault(status=status, body=FINAL, times=10_000)]
+        for _ in range(40):
+            with pytest.raises(ApiError):
+                client.read("ana", "meetings/x")
+    assert len(sandbox.requests) == 80
+
+
+def test_a_bomb_is_unpacked_in_slices(new_client: NewClient) -> None:
+    body = gzip.compress(b" " * (MAX_JSON_BYTES // 2) + b'{"id": "a"}')
+    sizes: list[int] = []
+
+    class Sink(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            sizes.append(len(data))
+            return super().write(data)
+
+    with raw(lambda send, _: send(whole(body, "Content-Encoding: gzip"))) as server:
+        client = new_client(api_url=server.url)
+        client.download("ana", CONTENT, Sink)
+        assert max(sizes) < 5 * 2**20
+        assert client.read("ana", "profile") == {"id": "a"}
