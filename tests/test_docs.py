@@ -9,6 +9,7 @@ import typer
 from typer.main import get_command
 
 from contio_pipeline.cli import app
+from contio_pipeline.sandbox.faults import NAMED
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import STREAMS, tables
 
@@ -45,3 +46,18 @@ def test_every_link_between_documents_leads_somewhere() -> None:
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_every_class_of_faults_names_tests_that_exist_and_every_fault_has_a_class() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = {
+        name
+        for module in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^ *def (test_\w+)", module.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| what ", "|---"))]
+    assert len(rows) > 40
+    for row in rows:
+        shown_by = row.rstrip(" |").rpartition("|")[2].split(",")
+        assert {name.strip() for name in shown_by} <= tests, row
+    assert set(NAMED) <= set(re.findall(r"`([\w-]+)`", page))
