@@ -109,7 +109,7 @@ def test_a_first_sync_under_a_fault_for_ever_ends_and_says_what_is_wrong(name: s
 def test_faults_may_come_together(new_place: NewPlace) -> None:
     place = new_place(meetings=8, accounts=1)
     place.overrides["retry_seconds"] = 30
-    place.sandbox.faults = [named(name) for name in ("limit-capped", "gzip", "chunked", "order-by-change", "json-bom")]
+    place.sandbox.faults = [named(name) for name in ("limit-capped", "order-by-change", "json-bom", "gzip", "chunked")]
     place.sandbox.faults += [named("503", 2), named("paging-swap", 1), named("json-cut", 1)]
     assert place.sync(documents=False).complete
     check(place.world, place.settings, streams=["meetings", "action_items", "calendar_events", "context_documents"])
