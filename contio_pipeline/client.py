@@ -25,14 +25,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 
 from contio_pipeline import __version__
 from contio_pipeline.auth import AccountAuth, TokenStore
-from contio_pipeline.errors import (
-    ApiError,
-    BrokenAnswer,
-    Cancelled,
-    ConfigError,
-    Throttled,
-    Transient,
-)
+from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, ConfigError, Throttled, Transient
 from contio_pipeline.pacing import Budget
 from contio_pipeline.protocol import (
     MAX_JSON_BYTES,
@@ -301,7 +294,8 @@ class Client:
                 headers = response.headers
                 media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
                 if not response.is_success:
-                    self._check(response, self._body(response, ExitStack()), what)
+                    with ExitStack() as while_it_is_large:
+                        self._check(response, self._body(response, while_it_is_large), what)
                 if response.status_code != httpx.codes.OK or (refused and media_type == refused):
                     raise BrokenAnswer(f"{what}: {response.status_code} with {media_type or 'no type'}, not a document")
                 sink, size, since, before = new_sink(), 0, time.monotonic(), 0

@@ -109,7 +109,7 @@ class Fetcher:
                     report.account, fill_path(stream.detail_path, id=row["id"], parent_id=row["parent_id"])
                 )
             except NotFound:
-                report.warnings.append(f"document {row['id']} is gone since it was listed: the next sync records it")
+                report.warn(f"document {row['id']} is gone since it was listed: the next sync records it")
                 return
             except ApiError as other:
                 error = other

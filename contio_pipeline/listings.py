@@ -150,8 +150,8 @@ class Lister:
         """
         stage = self._warehouse.stage(stream)
         failure = self._read_list(report, stream, stage, scope)
-        self._judge_quarantine(report, *stage.broken())
         listed = self._read_details(report, stream, stage, failure)
+        self._judge_quarantine(report, *stage.broken())
         changes = self._warehouse.commit(
             stage, report.account, self._work.window, report.listing, scope, self._work.run_id, datetime.now(UTC)
         )
@@ -160,7 +160,7 @@ class Lister:
         if failure:
             raise failure
         if report.listing.outside:
-            report.warnings.append(
+            report.warn(
                 f"{report.listing.outside} rows returned for the window have a {stream.date_field} outside it: the API's "
                 "date filter may mean another field"
             )
@@ -174,9 +174,7 @@ class Lister:
             failure = self._read_range(report, stream, stage, scope.dates)
             empty = not failure and scope.undated and not report.listing.total
             if empty and not self._warehouse.has_live_rows(stream, report.account):
-                failure = self._read_range(
-                    report, stream, stage, scope.dates
-                )  # no stored row could show that it is not
+                failure = self._read_range(report, stream, stage, scope.dates)  # no row could show that it is not
         if failure:
             report.incomplete(str(failure))
         return failure
@@ -223,7 +221,7 @@ class Lister:
             try:
                 page, _plan = next(pages)
             except (AccountError, ApiError) as error:
-                report.warnings.append(f"whether long ranges are answered whole could not be seen ({error})")
+                report.warn(f"whether long ranges are answered whole could not be seen ({error})")
                 break
             found += [item["id"] for item in page.items if isinstance(row_identity(item), str)]
         return found
@@ -246,9 +244,7 @@ class Lister:
                     self._listener.advanced(seen, plan.total)
                     if problem:
                         ids = {row_identity(item) for item in page.items}
-                        if (
-                            attempt < _PASSES or ids <= repeated
-                        ):  # a last reading takes what it can get, if it gets anything
+                        if attempt < _PASSES or ids <= repeated:  # the last reading goes on while it gets anything
                             break
                         repeated |= ids
             except (AccountError, ApiError) as error:
@@ -272,19 +268,22 @@ class Lister:
         """Where the list holds less of a row than the row itself, read those that changed by id, in place of what was listed.
 
         Returns:
-            id -> hash as listed, of the rows that were read by id.
+            id -> hash as listed, of the rows that were read by id and can be stored.
         """
         if not self._is_thin(report, stream, stage, failure):
             return {}
         listed = stage.put_aside(report.account, whole=report.listing.complete)
         wanted = [] if failure else list(listed)
         failed = [] if wanted else list(listed)
+        stored: set[str] = set()  # one too broken to be stored is read again the next time
         done = Done(len(wanted))
         answers = self._client.in_parallel(partial(self._ask, report.account, stream), wanted)
         for identity, answer in zip(wanted, answers, strict=False):
             right = isinstance(answer, dict) and answer.get("id") == identity
             if right:
-                stage.add(decode(stream.columns, [answer]))
+                batch = decode(stream.columns, [answer])
+                stage.add(batch)
+                stored.update(batch.ids)
             else:
                 failed.append(identity)
                 report.incomplete(f"{stream.name} {identity} was listed, but could not be read by id ({answer})")
@@ -295,7 +294,7 @@ class Lister:
                 break
         stage.flush()
         stage.keep(report.account, failed)
-        return {identity: digest for identity, digest in listed.items() if identity not in set(failed)}
+        return {identity: digest for identity, digest in listed.items() if identity in stored}
 
     def _is_thin(self, report: StreamReport, stream: Stream, stage: Stage, failure: ContioError | None) -> bool:
         """Whether rows of the list lack what the same rows hold when they are read by id.
@@ -331,12 +330,13 @@ class Lister:
         """Rows that are there and were not listed, nor when it was read again: how far the list can be believed."""
         hidden, rows = verdicts.hidden, report.listing.rows
         report.listing.missing = verdicts.unknown
-        self._settle(report, stream, found=verdicts.moved, blind=sorted(hidden) if stream.parent is None else ())
-        if stream.parent:
-            self._settle(report, stream, found=sorted(hidden))
+        if stream.parent:  # a flag would keep every later list from expecting them
+            self._settle(report, stream, found=[*verdicts.moved, *hidden])
+        else:
+            self._settle(report, stream, found=verdicts.moved, blind=sorted(hidden))
         if scope.dates and verdicts.broken_off:
             self._observe(report, stream, "date_filter", holds=False, detail=stream.date_field)
-            report.warnings.append(
+            report.warn(
                 f"the API's date filter does not mean {stream.date_field}: windows of this stream no longer mark rows as "
                 "missing; full syncs still see every deletion"
             )
@@ -346,7 +346,7 @@ class Lister:
         if not rows or (not scope.dates and len(hidden) > _HIDDEN_SHARE * rows):
             report.incomplete(f"{told}: so it may lack new ones too; sync again")
         elif not scope.dates:
-            report.warnings.append(told)
+            report.warn(told)
 
     def _judge_quarantine(self, report: StreamReport, broken: int, without_id: int) -> None:
         if without_id:
@@ -356,9 +356,7 @@ class Lister:
         elif broken > _QUARANTINE_SHARE * report.listing.total:
             report.incomplete(f"{broken} of {report.listing.total} rows break their promise (raw.quarantine says how)")
         elif broken:
-            report.warnings.append(
-                f"{broken} rows break their promise (raw.quarantine says how); their last good version stays"
-            )
+            report.warn(f"{broken} rows break their promise (raw.quarantine says how); their last good version stays")
 
     # The lists of all parents -------------------------------------------------------------------------------------------
 

@@ -530,13 +530,12 @@ class Warehouse(WorkFile):
 
     def put_listed(self, account: str, stream: Stream, hashes: Mapping[str, str]) -> None:
         """Remember what the list held of rows that were read by id: id -> hash."""
-        rows = pa.table({"id": list(hashes), "listed_hash": list(hashes.values())}) if hashes else None
-        if rows is None:
+        if not hashes:
             return
         with self.transaction() as connection:
-            connection.register("_listed_in", rows)
+            connection.register("_listed_in", pa.table({"id": list(hashes), "listed_hash": list(hashes.values())}))
             connection.execute(
-                f"""DELETE FROM {LISTED.full_name} WHERE account = ? AND stream = ? AND id IN (SELECT id FROM _listed_in)""",
+                f"DELETE FROM {LISTED.full_name} WHERE account = ? AND stream = ? AND id IN (SELECT id FROM _listed_in)",
                 [account, stream.name],
             )
             connection.execute(

@@ -67,6 +67,11 @@ class StreamReport:
     throttled: int = 0
     bytes: int = 0
 
+    def warn(self, warning: str) -> None:
+        """Say what is worth a look; a list that is read twice says it once."""
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+
     def incomplete(self, reason: str) -> None:
         """Say that the tables are not known to equal the API, and why; the first reason stays."""
         self.listing.complete = False

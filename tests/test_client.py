@@ -956,3 +956,17 @@ def test_a_bomb_is_unpacked_in_slices(new_client: NewClient) -> None:
         client.download("ana", CONTENT, Sink)
         assert max(sizes) < 5 * 2**20
         assert client.read("ana", "profile") == {"id": "a"}
+
+
+def test_a_large_refusal_of_a_download_keeps_no_place(new_client: NewClient) -> None:
+    large = b" " * (5 * 2**20) + b'{"id": "a"}'
+
+    def answer(send: Send, head: str) -> None:
+        send(whole(large, status="404 Not Found" if "content" in head else "200 OK"))
+
+    with raw(answer) as server:
+        client = new_client(api_url=server.url, retry_seconds=0)
+        with pytest.raises(ApiError, match="404"):
+            client.download("ana", CONTENT, Sinks())
+        assert client.read("ana", "profile") == {"id": "a"}
+        assert not client._large.locked()

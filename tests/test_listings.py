@@ -178,6 +178,23 @@ def test_a_row_of_a_thin_list_that_cannot_be_read_keeps_its_last_version(new_pla
     check(place.world, place.settings, streams=["meetings"])
 
 
+def test_a_row_of_a_thin_list_that_is_broken_is_read_until_it_is_mended(new_place: NewPlace) -> None:
+    place = new_place(meetings=300, accounts=1)
+    place.sandbox.faults = [named("list-thin")]
+    place.sync(**MEETINGS)
+    [broken] = place.world.update("meetings", 1, summary_notes=7)  # which the list does not show
+    for _night in range(2):
+        place.sandbox.reset_log()
+        assert any("break their promise" in warning for warning in part(place.sync(**MEETINGS), "meetings").warnings)
+        assert [path.rpartition("/")[2] for path in read_by_id(place)] == [broken]
+        assert place.query("SELECT row_key FROM raw.quarantine") == [(broken,)]
+    when = next(row for row in place.world.items("ana", "meetings") if row["id"] == broken)["updated_at"]
+    place.world.update("meetings", ids=[broken], summary_notes="well again", updated_at=when)
+    assert place.sync(**MEETINGS).complete
+    check(place.world, place.settings, streams=["meetings"])
+    assert place.query("SELECT count(*) FROM raw.quarantine") == [(0,)]
+
+
 # Ranges of dates ----------------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +300,28 @@ def test_documents_of_another_application_are_not_gone(new_place: NewPlace) -> N
         set(place.query("SELECT id FROM raw.context_documents WHERE NOT _window_blind AND _deleted_at IS NULL"))
         == listed
     )
+
+
+@pytest.mark.parametrize("unknown", ["empty", "404"])
+def test_documents_of_a_meeting_that_is_gone_since_it_was_listed_end_with_it(unknown: str, new_place: NewPlace) -> None:
+    place = new_place(meetings=20, accounts=1, unknown_parent=unknown)
+    place.sync()
+    meeting = place.world.items("ana", "context_documents")[0]["meeting_id"]
+
+    def delete(request: Any) -> None:
+        if request.path.endswith(f"{meeting}/context"):
+            place.world.delete("meetings", ids=[meeting])
+
+    place.sandbox.before = delete
+    place.sandbox.reset_log()
+    assert part(place.sync(), "context_documents").listing.complete
+    place.sandbox.before = None
+    assert [path for path in place.asked(meeting) if "/context/" in path] == []
+    assert place.query(f"SELECT DISTINCT _gone_reason FROM raw.context_documents WHERE _parent_id = '{meeting}'") == [
+        ("parent_not_found",)
+    ]
+    assert place.sync().complete
+    check(place.world, place.settings)
 
 
 def test_documents_of_a_meeting_that_is_too_broken_to_be_stored_are_listed(new_place: NewPlace) -> None:
