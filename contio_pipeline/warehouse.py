@@ -9,7 +9,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -28,12 +29,16 @@ from contio_pipeline.streams import (
     Table,
     stream_named,
 )
-from contio_pipeline.workfile import WorkFile, column_list, insert, quoted
+from contio_pipeline.workfile import WorkFile, column_list, insert, quoted, with_room
 
 A_DAY = timedelta(days=1)
 """Between a time without a zone and the same time in any zone lie at most 14 hours."""
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _FLUSH_ROWS = 2000
+_FLUSH_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,16 @@ class Changes:
         self.missing += other.missing
 
 
+def _with_room(method: Callable[Concatenate[Warehouse, P], T]) -> Callable[Concatenate[Warehouse, P], T]:
+    """What moves whole rows, and can be run again when it failed: see `with_room`."""
+
+    @wraps(method)
+    def moves(self: Warehouse, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return with_room(self.connection, lambda: method(self, *args, **kwargs))
+
+    return moves
+
+
 class Warehouse(WorkFile):
     """What the tables hold: listings, history, deletions, contents, state. See `WorkFile` for opening and closing."""
 
@@ -110,6 +125,7 @@ class Warehouse(WorkFile):
         """A place for the rows of one listing of the stream, until they are committed."""
         return Stage(self.connection, stream)
 
+    @_with_room
     def commit(
         self,
         stage: Stage,
@@ -145,25 +161,29 @@ class Warehouse(WorkFile):
                 return connection.execute(sql, used).fetchall()
 
             stage.choose(whole=listing.complete)
-            operations = f"""
-                SELECT s.*, CASE WHEN t.id IS NULL THEN 'insert' WHEN t._deleted_at IS NOT NULL THEN 'undelete'
-                    WHEN t._hash <> s._hash THEN 'update' ELSE 'same' END AS _operation
-                FROM chosen s LEFT JOIN {table} t ON t._account = $account AND t.id = s.id"""
-            counts = dict(run(f"SELECT _operation, count(*) FROM ({operations}) GROUP BY 1"))
+            moved = " OR t._parent_id IS DISTINCT FROM s._parent_id" if stream.parent else ""
+            run(f"""
+                CREATE OR REPLACE TEMP TABLE operations AS
+                SELECT s._row, t.rowid AS _target, t._first_seen_at,
+                    CASE WHEN t.id IS NULL THEN 'insert' WHEN t._deleted_at IS NOT NULL THEN 'undelete'
+                        WHEN t._hash <> s._hash THEN 'update' ELSE 'same' END AS _operation,
+                    _operation <> 'same'{moved} AS _written,
+                    NOT _written AND (t._missing_since IS NOT NULL OR t._window_blind) AS _seen_again
+                FROM chosen s LEFT JOIN {table} t ON t._account = $account AND t.id = s.id""")
+            counts = dict(run("SELECT _operation, count(*) FROM operations GROUP BY 1"))
+            run(f"""
+                UPDATE {table} SET _missing_since = NULL, _window_blind = false
+                WHERE rowid IN (SELECT _target FROM operations WHERE _seen_again)""")
+            run(f"DELETE FROM {table} WHERE rowid IN (SELECT _target FROM operations WHERE _written)")
+            written = "FROM staged s JOIN operations o ON o._row = s.rowid AND o._written"
             run(f"""
                 INSERT INTO {stream.history.full_name} BY NAME
                 SELECT {", ".join(payload)}, _operation, $account AS _account, $now AS _changed_at, $run AS _run_id
-                FROM ({operations}) WHERE _operation <> 'same'""")
-            moved = " OR t._parent_id IS DISTINCT FROM s._parent_id" if stream.parent else ""
+                {written} AND _operation <> 'same'""")
             run(f"""
-                MERGE INTO {table} t USING chosen s ON t._account = $account AND t.id = s.id
-                WHEN MATCHED AND (t._hash <> s._hash OR t._deleted_at IS NOT NULL{moved}) THEN UPDATE SET
-                    {", ".join(f"{name} = s.{name}" for name in payload)}, _changed_at = $now,
-                    _missing_since = NULL, _deleted_at = NULL, _gone_reason = NULL, _window_blind = false
-                WHEN MATCHED AND (t._missing_since IS NOT NULL OR t._window_blind) THEN UPDATE SET
-                    _missing_since = NULL, _window_blind = false
-                WHEN NOT MATCHED THEN INSERT ({", ".join(payload)}, _account, _first_seen_at, _changed_at, _window_blind)
-                    VALUES ({", ".join(f"s.{name}" for name in payload)}, $account, $now, $now, false)""")
+                INSERT INTO {table} BY NAME
+                SELECT {", ".join(payload)}, $account AS _account, coalesce(_first_seen_at, $now) AS _first_seen_at,
+                    $now AS _changed_at, false AS _window_blind {written}""")
             changes = Changes(
                 inserted=counts.get("insert", 0),
                 updated=counts.get("update", 0) + counts.get("undelete", 0),
@@ -260,6 +280,7 @@ class Warehouse(WorkFile):
             )
         return ids
 
+    @_with_room
     def settle(
         self,
         stream: Stream,
@@ -587,7 +608,7 @@ class Stage:
         self._accepted: list[int] = []
         self._sequence = 0
         self._waiting: list[pa.RecordBatch] = []
-        self._rows_waiting = 0
+        self._rows_waiting = self._bytes_waiting = 0
         columns = column_list(stream.payload_columns)
         connection.execute(f"CREATE OR REPLACE TEMP TABLE staged ({columns}, _pass BIGINT, _sequence BIGINT)")
         connection.execute(
@@ -623,7 +644,8 @@ class Stage:
             )
             self._sequence += count
             self._rows_waiting += count
-            if self._rows_waiting >= _FLUSH_ROWS:
+            self._bytes_waiting += batch.rows.nbytes
+            if self._rows_waiting >= _FLUSH_ROWS or self._bytes_waiting >= _FLUSH_BYTES:
                 self.flush()
         for row in batch.broken:
             self._connection.execute(
@@ -638,7 +660,7 @@ class Stage:
             self._connection.register("_rows_in", rows)
             self._connection.execute("INSERT INTO staged BY NAME SELECT * FROM _rows_in")
             self._connection.unregister("_rows_in")
-            self._waiting, self._rows_waiting = [], 0
+            self._waiting, self._rows_waiting, self._bytes_waiting = [], 0, 0
 
     def distinct(self) -> int:
         """How many different rows the current pass has seen, broken ones included."""
@@ -724,11 +746,17 @@ class Stage:
         )
 
     def choose(self, *, whole: bool) -> None:
-        """Make the tables `chosen` (one row per id: the newest version, of equals the last seen) and `chosen_broken`."""
+        """Make the tables `chosen` (one row per id: the newest version, of equals the last seen) and `chosen_broken`.
+
+        Of a row only what decides is copied; `_row` is its place in `staged`.
+        """
         passes = self._whole() if whole else "true"
         version = f"{quoted(self.stream.version_field)} DESC NULLS LAST, " if self.stream.version_field else ""
+        stream = self.stream
+        decides = ["id", "_hash", stream.date_field, stream.alias_field, "_parent_id" if stream.parent else None]
+        columns = ", ".join(quoted(name) for name in decides if name)
         self._connection.execute(f"""
-            CREATE OR REPLACE TEMP TABLE chosen AS SELECT * EXCLUDE (_pass, _sequence) FROM staged WHERE {passes}
+            CREATE OR REPLACE TEMP TABLE chosen AS SELECT rowid AS _row, {columns} FROM staged WHERE {passes}
             QUALIFY row_number() OVER (PARTITION BY id ORDER BY {version}_sequence DESC) = 1""")
         self._connection.execute(f"""
             CREATE OR REPLACE TEMP TABLE chosen_broken AS SELECT * FROM staged_broken WHERE {passes}

@@ -13,12 +13,12 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -34,6 +34,11 @@ STORAGE_VERSION = "v1.2.0"
 MIGRATIONS: Mapping[int, str] = {}
 """SQL that makes version `key + 1` of a warehouse of version `key`, run inside one transaction."""
 
+_ROW_GROUP = 16384
+"""Rows that DuckDB compresses together: it holds them in memory, and its default of 122,880 rows with long texts is a GB."""
+
+_MEMORY = "128MB"
+_MORE_MEMORY = ("512MB", "2GB")
 _OUT_OF_SPACE = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException, duckdb.TransactionException)
 """What DuckDB raises when the disk or the memory is full; a commit that cannot be written is a TransactionException."""
 
@@ -45,6 +50,8 @@ SQL_TYPES: dict[Kind, str] = {
     "date": "DATE",
     "json": "JSON",
 }
+
+T = TypeVar("T")
 
 
 class _NoPandas(MetaPathFinder):
@@ -189,14 +196,20 @@ class WorkFile:
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         config: dict[str, str | bool | int | float | list[str]] = {
-            "storage_compatibility_version": STORAGE_VERSION,
             "autoinstall_known_extensions": False,
+            "temp_directory": f"{self.path}.tmp",
         }
         try:
-            connection = duckdb.connect(self.path, config=config)
+            connection = duckdb.connect(":memory:", config=config)
+            connection.execute(
+                f"ATTACH {_literal(str(self.path))} AS warehouse (STORAGE_VERSION {_literal(STORAGE_VERSION)}, "
+                f"ROW_GROUP_SIZE {_ROW_GROUP})"
+            )
+            connection.execute("USE warehouse")
         except duckdb.Error as error:
             raise StorageError(f"{self.path} cannot be opened: {error}") from None
         connection.execute("SET TimeZone = 'UTC'")  # as a connect option it fails on 2.0
+        frugal(connection)
         return connection
 
     def _version_found(self) -> int | None:
@@ -270,6 +283,39 @@ class WorkFile:
                     f"UPDATE {table.full_name} SET _hash = '' WHERE json_exists(_extra, ?)",
                     [f'$."{column.name}"'],
                 )
+
+
+def frugal(connection: duckdb.DuckDBPyConnection) -> None:
+    """Let DuckDB use little memory, however many rows there are: what does not fit goes to its temporary folder.
+
+    One thread, since each holds row groups of its own, and two were not faster in a whole sync.
+    """
+    connection.execute(f"SET memory_limit = '{_MEMORY}'")
+    connection.execute("SET threads = 1")
+
+
+def with_room(connection: duckdb.DuckDBPyConnection, step: Callable[[], T]) -> T:
+    """Run a step; where little memory is not enough, because rows are huge, again with more, up to all that DuckDB may have.
+
+    Args:
+        connection: `frugal`.
+        step: can be run again when it failed.
+    """
+    for more in (*_MORE_MEMORY, None):
+        try:
+            return step()
+        except (duckdb.OutOfMemoryException, StorageError) as error:
+            if isinstance(error, StorageError) and not isinstance(error.__cause__, duckdb.OutOfMemoryException):
+                raise
+        connection.execute(f"SET memory_limit = '{more or _all_memory()}'")
+    return step()
+
+
+def _all_memory() -> str:
+    """What DuckDB takes by itself; RESET would forget only what the setting says."""
+    with duckdb.connect() as usual:
+        [(limit,)] = usual.execute("SELECT current_setting('memory_limit')").fetchall()
+    return str(limit)
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: Table, row: Mapping[str, Any]) -> None:
