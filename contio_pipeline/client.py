@@ -5,6 +5,7 @@ What lives here: sending, waiting, threads. What never does: storage, and rules 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import ssl
 import threading
@@ -25,7 +26,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 
 from contio_pipeline import __version__
 from contio_pipeline.auth import AccountAuth, TokenStore
-from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, ConfigError, Throttled, Transient
+from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, ConfigError, Throttled, TooLarge, Transient
 from contio_pipeline.pacing import Budget
 from contio_pipeline.protocol import (
     MAX_JSON_BYTES,
@@ -57,11 +58,16 @@ _FAILURES_IN_A_ROW = 20
 _PATIENCE = 3
 """So many requests are tried for the whole CONTIO_RETRY_SECONDS; after them three tries are all that a request gets."""
 
-_LARGE = 4 * 2**20
+_LARGE = 2**20
 """Bytes; of answers larger than this one at a time is in memory."""
 
-_SLICE = 4096
-"""Compressed bytes that are unpacked at once: deflate makes at most 1,032 of one, so this makes at most 4 MB."""
+_TOO_LARGE = f"the API answered with more than {MAX_JSON_BYTES >> 20} MB of JSON"
+
+_M_MMAP_THRESHOLD = -3
+"""The name of a setting in glibc's malloc.h."""
+
+_SLICE = 1024
+"""Compressed bytes that are unpacked at once: deflate makes at most 1,032 of one, so this makes at most 1 MB."""
 
 _BACK_OFF = wait_exponential(multiplier=0.5, max=60) + wait_random(0, 0.5)
 _OAUTH_REQUESTS = 100  # per five minutes, the vendor's own limit on the token endpoint
@@ -71,6 +77,12 @@ _SLOWEST_DOWNLOAD = 1024.0  # bytes a second, averaged over one timeout
 
 
 _DEADLINE, _UNBOUNDED = "contio_deadline", "contio_unbounded"  # in a request's extensions
+
+
+def _give_back_large_blocks() -> None:
+    """Make glibc return freed blocks of a MB or more to the system; by default each thread keeps some tens of MB of them."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries have none
+        mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 class _Bounded(httpx.SyncByteStream):
@@ -94,7 +106,7 @@ class _Bounded(httpx.SyncByteStream):
                 if time.monotonic() > self._deadline:
                     raise Transient(f"no whole answer within {self._seconds:g} s (CONTIO_TIMEOUT_SECONDS)")
                 if size > MAX_JSON_BYTES:
-                    raise BrokenAnswer(f"an answer has more than {MAX_JSON_BYTES >> 20} MB")
+                    raise TooLarge(_TOO_LARGE)
             if self._compressed:
                 yield from (chunk[begin : begin + _SLICE] for begin in range(0, len(chunk), _SLICE))
             else:
@@ -188,6 +200,7 @@ class Client:
             ) from None
         # One client serves many users: a cookie set for one must never go out with another's request.
         self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        _give_back_large_blocks()
         self._threads = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="contio")
 
     def __enter__(self) -> Self:
@@ -228,28 +241,52 @@ class Client:
             params: its filters.
             parallel: fetch pages after the first on several threads; False inside a thread of `in_parallel`.
         """
-        size = self._page_size
 
         def page(offset: int) -> Page:
             query = {**params, "offset": str(offset)} | ({"limit": str(size)} if size else {})
             return self._ask(account, path, query, lambda body: read_page(body, offset))
 
-        try:
-            first = page(0)
-        except ApiError as error:
-            if error.status not in _REFUSED_QUERY or not size:
-                raise
-            size = None
+        size = self._page_size
+        first = None
+        while not first:
             try:
                 first = page(0)
-            except ApiError:
-                raise error from None
-            self._page_size = None  # it was the limit that was refused
+            except TooLarge:
+                if not self._ask_for_fewer(size):
+                    raise
+                size = self._page_size
+            except ApiError as error:
+                if error.status not in _REFUSED_QUERY or not size:
+                    raise
+                size = None
+                first = self._first_without_limit(page, error)
         plan = PagePlan(first)
         yield first, plan
-        for later in self.in_parallel(page, plan.offsets) if parallel else map(page, plan.offsets):
-            plan.add(later)
-            yield later, plan
+        try:
+            for later in self.in_parallel(page, plan.offsets) if parallel else map(page, plan.offsets):
+                plan.add(later)
+                yield later, plan
+        except TooLarge as error:
+            if not self._ask_for_fewer(size):
+                raise
+            plan.problem = f"{error}: fewer rows a page from now on"
+            yield Page([], plan.total, 0), plan
+
+    def _first_without_limit(self, page: Callable[[int], Page], refused: ApiError) -> Page:
+        """Ask without `limit`, which may be what was refused; otherwise the refusal stands."""
+        try:
+            first = page(0)
+        except ApiError:
+            raise refused from None
+        self._page_size = None
+        return first
+
+    def _ask_for_fewer(self, size: int | None) -> bool:
+        """Halve the pages to come, when they were of this size; False where they cannot be smaller."""
+        if not size or size < 2:  # noqa: PLR2004 - one row cannot be halved
+            return False
+        self._page_size = min(self._page_size or size, size // 2)
+        return True
 
     def in_parallel(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """The results of `work`, in the order of `items`, a few at once; never more waiting than twice the threads."""
@@ -328,13 +365,17 @@ class Client:
         def once() -> R:
             request = self._http.build_request("GET", self._api.join(path), params=params)
             response = self._http.send(request, auth=self._auth(account), stream=True)
+            body = b""
             with ExitStack() as while_it_is_large:
                 try:
                     body = self._body(response, while_it_is_large)
+                    self._check(response, body, what)
+                    return read(body)
+                except BrokenAnswer as error:  # kept for a while, and with its frames the whole answer would be
+                    body = b""
+                    raise error.with_traceback(None) from None
                 finally:
                     response.close()
-                self._check(response, body, what)
-                return read(body)
 
         return self._persist(once, what)
 
@@ -425,7 +466,7 @@ class Client:
                 while_it_is_large.enter_context(self._large)
             size += len(chunk)
             if size > MAX_JSON_BYTES:
-                raise BrokenAnswer(f"the API answered with more than {MAX_JSON_BYTES >> 20} MB of JSON")
+                raise TooLarge(_TOO_LARGE)
             chunks.append(chunk)
         self._add(bytes=size)
         return b"".join(chunks)

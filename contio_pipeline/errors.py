@@ -78,6 +78,10 @@ class BrokenAnswer(Transient):
     """A success whose body is not what the API promises (HTML, no `items`, `total` not a number)."""
 
 
+class TooLarge(BrokenAnswer):
+    """More JSON, or more rows, than any answer should have: fewer rows may be asked for."""
+
+
 class StorageError(ContioError):
     """The warehouse, the documents or the published files could not be used; nothing was half-written."""
 

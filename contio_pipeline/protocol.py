@@ -22,6 +22,7 @@ from contio_pipeline.errors import (
     NotFound,
     ScopeMissing,
     Throttled,
+    TooLarge,
     Transient,
     Unauthorized,
 )
@@ -29,8 +30,11 @@ from contio_pipeline.errors import (
 PAGE_SIZE = 100
 """Rows a page; the API's maximum (a larger `limit` is clamped)."""
 
-MAX_JSON_BYTES = 32 * 2**20
-"""A page of 100 rows is about 0.2 MB; a JSON answer beyond this, decompressed, is refused."""
+MAX_JSON_BYTES = 8 * 2**20
+"""A page of 100 rows is about 0.2 MB; more JSON than this, decompressed, is refused: Python may hold it in 20 times as much."""
+
+MAX_ROWS = 100 * PAGE_SIZE
+"""A page with more rows is refused, also from a server that takes no `limit`."""
 
 _MOST_DIGITS = 400
 """Of an integer; beyond it Python may refuse to read it, and no column can hold it."""
@@ -149,6 +153,7 @@ def read_page(body: bytes, offset: int) -> Page:
 
     Raises:
         BrokenAnswer: `items` is not a list, or `total` is not a count.
+        TooLarge: there are more rows than any page has.
     """
     value = read_json(body)
     if not isinstance(value, dict):
@@ -156,6 +161,8 @@ def read_page(body: bytes, offset: int) -> Page:
     items, total = value.get("items"), value.get("total")
     if not isinstance(items, list):
         raise BrokenAnswer("the API answered a list request without a list of `items`")
+    if len(items) > MAX_ROWS:
+        raise TooLarge(f"the API answered a list request with {len(items)} rows at once")
     if not isinstance(total, int) or isinstance(total, bool) or total < 0:
         raise BrokenAnswer("the API answered a list request without a number in `total`")
     return Page(items, total, offset)

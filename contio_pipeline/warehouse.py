@@ -658,7 +658,7 @@ class Stage:
         if self._waiting:
             rows = pa.Table.from_batches(self._waiting)
             self._connection.register("_rows_in", rows)
-            self._connection.execute("INSERT INTO staged BY NAME SELECT * FROM _rows_in")
+            self._run("INSERT INTO staged BY NAME SELECT * FROM _rows_in")
             self._connection.unregister("_rows_in")
             self._waiting, self._rows_waiting, self._bytes_waiting = [], 0, 0
 
@@ -697,7 +697,8 @@ class Stage:
     def sample(self, count: int) -> list[dict[str, Any]]:
         """Some rows as listed, picked at random."""
         self.flush()
-        return self._as_listed(f"{self._whole()} ORDER BY random() LIMIT {count}")
+        picked = f"SELECT rowid FROM staged WHERE {self._whole()} ORDER BY random() LIMIT {count}"
+        return self._as_listed(f"rowid IN ({picked})")
 
     def changed_silently(self, account: str, count: int) -> list[dict[str, Any]]:
         """Some rows as listed, of those that are stored with another content although they say that they did not change."""
@@ -713,7 +714,11 @@ class Stage:
 
     def _as_listed(self, condition: str, *values: str) -> list[dict[str, Any]]:
         sql = f"SELECT * EXCLUDE (_pass, _sequence) FROM staged WHERE {condition}"
-        return self._connection.sql(sql, params=list(values)).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
+        return self._run(sql, *values).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
+
+    def _run(self, sql: str, *values: Any) -> duckdb.DuckDBPyConnection:
+        """For what moves whole rows."""
+        return with_room(self._connection, lambda: self._connection.execute(sql, list(values)))
 
     def put_aside(self, account: str, *, whole: bool) -> dict[str, str]:
         """Take out what was listed, to make room for the same rows as read by id.
@@ -738,11 +743,12 @@ class Stage:
     def keep(self, account: str, ids: Sequence[str]) -> None:
         """Count these rows as seen, and leave them as they are stored."""
         columns = ", ".join(quoted(column.name) for column in self.stream.payload_columns)
-        self._connection.execute(
+        self._run(
             f"""INSERT INTO staged BY NAME SELECT {columns}, {(self._accepted or [self._pass])[0]} AS _pass, 0 AS _sequence
                 FROM {self.stream.table.full_name}
                 WHERE _account = ? AND _deleted_at IS NULL AND id IN (SELECT unnest(?::VARCHAR[]))""",
-            [account, list(ids)],
+            account,
+            list(ids),
         )
 
     def choose(self, *, whole: bool) -> None:

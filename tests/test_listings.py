@@ -32,6 +32,28 @@ def read_by_id(place: Place) -> list[str]:
     return [path for path in place.asked() if path.count("-") >= 4 and not path.endswith(("/context", "/content"))]
 
 
+# Rows too large for a page ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", [slice(None), slice(-30, None)], ids=["all", "the last"])
+def test_pages_that_are_too_large_are_asked_for_with_fewer_rows(which: slice, new_place: NewPlace) -> None:
+    place = new_place(meetings=120, accounts=1)
+    place.overrides["retry_seconds"] = 0
+    ids = [row["id"] for row in place.world.items("ana", "meetings")]
+    place.world.update("meetings", ids=ids[which], summary_notes="a long talk " * 30_000)
+    assert place.sync(**MEETINGS).complete
+    check(place.world, place.settings, streams=["meetings"])
+    assert len(place.asked()) < 40
+
+
+def test_a_row_that_is_too_large_by_itself_is_told(new_place: NewPlace) -> None:
+    place = new_place(meetings=5, accounts=1)
+    place.overrides["retry_seconds"] = 0
+    place.world.update("meetings", summary_notes="a long talk " * 800_000)
+    report = part(place.sync(**MEETINGS), "meetings")
+    assert report.listing.reason == "the API answered with more than 8 MB of JSON"
+
+
 # Lists that lack rows which are there -----------------------------------------------------------------------------------
 
 

@@ -20,10 +20,12 @@ from contio_pipeline.errors import (
     NotFound,
     ScopeMissing,
     Throttled,
+    TooLarge,
     Transient,
     Unauthorized,
 )
 from contio_pipeline.protocol import (
+    MAX_ROWS,
     PAGE_SIZE,
     Page,
     PagePlan,
@@ -287,6 +289,13 @@ def test_an_envelope_may_be_empty_or_have_more_or_fewer_fields() -> None:
 def test_a_broken_envelope_is_an_error_and_never_an_empty_day(answer: bytes) -> None:
     with pytest.raises(BrokenAnswer):
         read_page(answer, 0)
+
+
+def test_a_page_of_a_hundred_times_the_rows_is_refused() -> None:
+    rows = '"x",' * MAX_ROWS
+    with pytest.raises(TooLarge, match="10001 rows at once"):
+        read_page(f'{{"items": [{rows}"x"], "total": 9}}'.encode(), 0)
+    assert len(read_page(f'{{"items": [{rows[:-1]}], "total": 9}}'.encode(), 0).items) == MAX_ROWS
 
 
 @pytest.mark.parametrize("answer", [b"[]", b"null", b"7", b'"x"', b"", HTML, b"{", b"NaN"])

@@ -317,3 +317,19 @@ def test_closing_for_a_copy_keeps_the_writers_lock(warehouse: Warehouse) -> None
     commit(warehouse, [{"id": "a"}])
     publish(warehouse, NOW + timedelta(days=1))
     assert titles(warehouse).keys() == {"a"}
+
+
+def test_rows_that_are_huge_get_the_memory_they_need(warehouse: Warehouse) -> None:
+    texts = {f"{number:03}": f"{number} " * 300_000 for number in range(150)}
+    stage = warehouse.stage(MEETINGS)
+    stage.begin_pass()
+    for identity, notes in texts.items():
+        stage.add(decode(MEETINGS.columns, [{"id": identity, "summary_notes": notes}]))
+    assert len(stage.sample(3)) == 3
+    warehouse.commit(stage, "ana", Window(), Listing(total=150), Scope(), "run", NOW)
+    generation, _new = publish(warehouse, NOW)
+    with duckdb.connect(generation.database, read_only=True) as connection:
+        found = connection.execute("SELECT id, summary_notes FROM raw.meetings").fetchall()
+    assert dict(found) == texts
+    files = [str(path) for path in generation.folder.glob("parquet/raw/meetings/*/part.parquet")]
+    assert dict(duckdb.sql(f"SELECT id, summary_notes FROM read_parquet({files})").fetchall()) == texts
