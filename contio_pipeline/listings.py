@@ -299,7 +299,7 @@ class Lister:
     def _is_thin(self, report: StreamReport, stream: Stream, stage: Stage, failure: ContioError | None) -> bool:
         """Whether rows of the list lack what the same rows hold when they are read by id.
 
-        Some are compared now and then, and at once where rows are listed otherwise than before although they did not change.
+        Some are compared now and then, and at once where rows changed without a new version, or lost what they held.
         """
         seen = self._warehouse.assumption(stream, "full_lists")
         lately = seen and datetime.now(UTC) - seen["observed_at"] < _OBSERVED_LATELY
@@ -307,7 +307,7 @@ class Lister:
             return True
         rows: list[dict[str, Any]] = []
         if not failure:
-            rows = stage.changed_silently(report.account, _SAMPLE) if lately else stage.sample(_SAMPLE)
+            rows = stage.suspects(report.account, _SAMPLE) if lately else stage.sample(_SAMPLE)
         answers = self._client.in_parallel(partial(self._ask, report.account, stream), [row["id"] for row in rows])
         compared, lacks = 0, set[str]()
         for row, answer in zip(rows, answers, strict=True):

@@ -14,6 +14,7 @@ becomes current: a reader that resolves `current` once sees one state of all tab
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -33,9 +34,11 @@ from contio_pipeline.streams import RUNS, Table, tables
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.workfile import frugal, with_room
 
+log = logging.getLogger(__name__)
+
 DATABASE = "contio.duckdb"
 UNDATED = "undated"
-_MANIFEST = {"generation", "published_at", "fingerprints", "fingerprints_of"}
+_MANIFEST = {"generation", "published_at", "fingerprints", "fingerprints_of", "files"}
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _KEEP = timedelta(days=1)
 """How long a generation stays after it was replaced: longer than any reader needs it."""
@@ -108,9 +111,18 @@ def ask(generation: Generation, sql: str) -> Answer:
 
     Raises:
         ConfigError: the statement is wrong, or returns no rows.
+        StorageError: the published file is damaged.
     """
     try:
+        sql.encode()
         connection = duckdb.connect(generation.database, read_only=True, config={"autoinstall_known_extensions": False})
+    except UnicodeEncodeError:
+        raise ConfigError(
+            "the statement is not text in the encoding of this terminal (look at LANG and LC_ALL)"
+        ) from None
+    except duckdb.Error as error:
+        raise StorageError(f"{generation.database} is damaged ({error}): run contio-pipeline publish") from None
+    try:
         connection.execute("SET TimeZone = 'UTC'")
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type not in _READING:
@@ -154,10 +166,17 @@ def publish(warehouse: Warehouse, now: datetime) -> tuple[Generation, bool]:
 
 
 def _publish(warehouse: Warehouse, data_dir: Path, now: datetime) -> tuple[Generation, bool]:
+    if (data_dir / "current").exists() and not (data_dir / "current").is_symlink():
+        raise StorageError(
+            f"{data_dir / 'current'} is not the link that publishing makes: move it away and publish again"
+        )
     _clean_up(data_dir, now)
     prints = {table.full_name: _fingerprints(warehouse.connection, table) for table in tables(warehouse.streams)}
     before = _current_or_none(data_dir)
-    comparable = before and before.manifest["fingerprints_of"] == _maker()
+    intact = before and _files(before.folder) == before.manifest["files"]
+    if before and not intact:
+        log.warning("%s was changed or damaged since it was published: it is replaced", before.folder)
+    comparable = intact and before and before.manifest["fingerprints_of"] == _maker()
     if before and comparable and before.manifest["fingerprints"] == prints and _fresh_enough(warehouse, before, now):
         return before, False
 
@@ -187,6 +206,7 @@ def _publish(warehouse: Warehouse, data_dir: Path, now: datetime) -> tuple[Gener
         "versions": {"contio-pipeline": __version__, "duckdb": duckdb.__version__},
         "fingerprints_of": _maker(),
         "fingerprints": prints,
+        "files": _files(staging),
     }
     (staging / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     _make_durable(staging)
@@ -198,6 +218,15 @@ def _publish(warehouse: Warehouse, data_dir: Path, now: datetime) -> tuple[Gener
     _sync_folder(generation.parent)
     _flip(data_dir, generation)
     return Generation(generation, manifest), True
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+    """Path in a generation -> size and time of change in ns, of all files but the manifest that says this."""
+    return {
+        str(path.relative_to(folder)): [path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(_walk(folder))
+        if path.is_file() and path != folder / "manifest.json"
+    }
 
 
 def _fresh_enough(warehouse: Warehouse, before: Generation, now: datetime) -> bool:

@@ -283,13 +283,18 @@ class Run:
 
     def _profile(self, account: str) -> int:
         """Read and store the profile; returns how many there are. An account that may not read its own is synced all the same."""
-        try:
-            profile = self._work.client.profile(account, PROFILE_PATH)
-        except ApiError as error:
-            if isinstance(error, Transient | Unauthorized):
-                raise
-            log.warning("account %s: the profile cannot be read (%s): deletions cannot be confirmed", account, error)
-            return 0
+        for again in (True, False):
+            try:
+                profile = self._work.client.profile(account, PROFILE_PATH)
+                break
+            except ApiError as error:
+                if isinstance(error, Transient | Unauthorized):
+                    raise
+                if error.code or not again:
+                    told = f"the profile cannot be read ({error}): deletions cannot be confirmed"
+                    log.warning("account %s: %s", account, told)
+                    return 0
+                # not the API's own words: something in between refused it, perhaps only once
         batch = decode(PROFILE, [profile])
         if batch.ids:
             self._work.warehouse.put_profile(account, batch, datetime.now(UTC))

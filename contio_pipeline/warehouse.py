@@ -700,17 +700,20 @@ class Stage:
         picked = f"SELECT rowid FROM staged WHERE {self._whole()} ORDER BY random() LIMIT {count}"
         return self._as_listed(f"rowid IN ({picked})")
 
-    def changed_silently(self, account: str, count: int) -> list[dict[str, Any]]:
-        """Some rows as listed, of those that are stored with another content although they say that they did not change."""
-        if not self.stream.version_field:
-            return []
-        version = quoted(self.stream.version_field)
+    def suspects(self, account: str, count: int) -> list[dict[str, Any]]:
+        """Some rows as listed, of those stored with another content although they say that they did not change, or with more."""
+        version = quoted(self.stream.version_field) if self.stream.version_field else None
+        signs = [f"t.{version} = staged.{version}"] if version else []
+        for column in self.stream.data_columns:
+            more, less = f"t.{quoted(column.name)}", f"staged.{quoted(column.name)}"
+            cut = f" OR (length({more}) > length({less}) AND starts_with({more}, rtrim({less}, '….')))"
+            signs.append(f"({more} IS NOT NULL AND ({less} IS NULL{cut if column.kind == 'text' else ''}))")
+        signs.append("NOT list_has_all(coalesce(json_keys(staged._extra), []), coalesce(json_keys(t._extra), []))")
         self.flush()
-        return self._as_listed(
-            f"""{self._whole()} AND EXISTS (FROM {self.stream.table.full_name} t WHERE t._account = ? AND t.id = staged.id
-                AND t.{version} = staged.{version} AND t._hash <> staged._hash) LIMIT {count}""",
-            account,
-        )
+        picked = f"""SELECT staged.rowid FROM staged JOIN {self.stream.table.full_name} t
+            ON t._account = ? AND t._deleted_at IS NULL AND t.id = staged.id AND t._hash <> staged._hash
+            WHERE {self._whole()} AND ({" OR ".join(signs)}) LIMIT {count}"""
+        return self._as_listed(f"rowid IN ({picked})", account)
 
     def _as_listed(self, condition: str, *values: str) -> list[dict[str, Any]]:
         sql = f"SELECT * EXCLUDE (_pass, _sequence) FROM staged WHERE {condition}"

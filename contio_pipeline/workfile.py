@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,8 +40,9 @@ _ROW_GROUP = 16384
 
 _MEMORY = "128MB"
 _MORE_MEMORY = ("512MB", "2GB")
-_OUT_OF_SPACE = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException, duckdb.TransactionException)
-"""What DuckDB raises when the disk or the memory is full; a commit that cannot be written is a TransactionException."""
+_BEYOND_US = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException, duckdb.TransactionException)
+"""What DuckDB raises when the disk or the memory is full, or the file is damaged; a commit that cannot be written is a
+TransactionException."""
 
 SQL_TYPES: dict[Kind, str] = {
     "text": "VARCHAR",
@@ -94,8 +96,10 @@ class WorkFile:
         self._connection: duckdb.DuckDBPyConnection | None = None
         try:
             self._open(origin, migrations)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, _BEYOND_US):
+                raise self._failed(error) from error
             raise
 
     def __enter__(self) -> Self:
@@ -105,6 +109,17 @@ class WorkFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if isinstance(error, _BEYOND_US):
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StorageError:
+        """What DuckDB says of the machine, as something to act on."""
+        if re.search("corrupt|checksum|could not read|not a valid", str(error), re.IGNORECASE):
+            return StorageError(
+                f"{self.path} is damaged ({error}): restore it from a backup, or move it away and sync again (the history before "
+                "is then only in what was published)"
+            )
+        return StorageError(f"{self.path} could not be written ({error}): nothing of this step was kept")
 
     def close(self) -> None:
         """Close the file and let other processes write."""
@@ -130,8 +145,8 @@ class WorkFile:
         """The file, whole and closed by DuckDB, for as long as it takes to copy it; the lock stays."""
         try:
             self.connection.execute("CHECKPOINT")
-        except _OUT_OF_SPACE as error:
-            raise StorageError(f"{self.path} could not be written ({error}): what was committed stays") from error
+        except _BEYOND_US as error:
+            raise self._failed(error) from error
         self.connection.close()
         self._connection = None
         try:
@@ -158,10 +173,8 @@ class WorkFile:
         except BaseException as error:
             with suppress(duckdb.Error):  # the failed statement may have ended the transaction
                 connection.execute("ROLLBACK")
-            if isinstance(error, _OUT_OF_SPACE):
-                raise StorageError(
-                    f"{self.path} could not be written ({error}): nothing of this step was kept"
-                ) from error
+            if isinstance(error, _BEYOND_US):
+                raise self._failed(error) from error
             raise
 
     # Opening ------------------------------------------------------------------------------------------------------------

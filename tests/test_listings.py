@@ -172,14 +172,29 @@ def test_where_lists_are_thin_rows_that_changed_are_read_by_id_and_no_others(new
     check(place.world, place.settings, streams=streams)
 
 
-def test_a_list_that_becomes_thin_is_noticed_before_anything_is_overwritten(new_place: NewPlace) -> None:
-    place = new_place(meetings=25, accounts=1)
-    assert place.sync(**MEETINGS).complete
+@pytest.mark.parametrize("stream", ["meetings", "action_items", "calendar_events"])
+def test_a_list_that_becomes_thin_is_noticed_before_anything_is_overwritten(stream: str, new_place: NewPlace) -> None:
+    place = new_place(meetings=60, accounts=1)
+    options = {"streams": [stream]}
+    assert place.sync(**options).complete
     assert place.query("SELECT holds FROM ops.assumptions WHERE assumption = 'full_lists'") == [(True,)]
-    place.sandbox.faults = [named("list-thin")]
-    assert place.sync(**MEETINGS).complete
-    check(place.world, place.settings, streams=["meetings"])
+    place.world.update(stream, 3)
+    thin = named("list-thin")
+    place.sandbox.faults = [thin]
+    assert place.sync(**options).complete
+    check(place.world, place.settings, streams=[stream])
     assert place.query("SELECT holds FROM ops.assumptions WHERE assumption = 'full_lists'") == [(False,)]
+
+
+def test_a_window_whose_rows_all_changed_notices_a_thin_list_too(new_place: NewPlace) -> None:
+    place = new_place(meetings=60, accounts=1)
+    assert place.sync(**MEETINGS).complete
+    inside = place.world.select("ana", "meetings", start=OCTOBER.start, end=OCTOBER.end)
+    assert inside
+    place.world.update("meetings", ids=[row["id"] for row in inside])
+    place.sandbox.faults = [named("list-thin")]
+    assert place.sync(**MEETINGS, window=OCTOBER).complete
+    check(place.world, place.settings, streams=["meetings"])
 
 
 def test_a_row_of_a_thin_list_that_cannot_be_read_keeps_its_last_version(new_place: NewPlace) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ import pytest
 from test_warehouse import NOW, ORIGIN, commit
 
 from contio_pipeline import publish as module
-from contio_pipeline.errors import NothingPublished, StorageError
-from contio_pipeline.publish import current, publish
+from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
+from contio_pipeline.publish import ask, current, publish
 from contio_pipeline.streams import stream_named
 from contio_pipeline.warehouse import Warehouse
 
@@ -137,6 +138,43 @@ def test_whoever_may_enter_the_data_folder_may_read_under_any_umask(warehouse: W
         os.umask(before)
     for path in (generation.folder.parent, generation.folder, *generation.folder.rglob("*")):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o444), path
+
+
+def junk(folder: Path) -> None:
+    (folder / "contio.duckdb").chmod(0o644)
+    (folder / "contio.duckdb").write_bytes(b"junk")
+
+
+@pytest.mark.parametrize("damage", [junk, lambda folder: shutil.rmtree(folder / "parquet")])
+def test_a_generation_that_was_damaged_later_is_replaced_although_nothing_changed(
+    damage: Callable[[Path], None], warehouse: Warehouse
+) -> None:
+    first, _new = publish(warehouse, NOW)
+    damage(first.folder)
+    second, new = publish(warehouse, NOW)
+    assert new
+    assert list(ask(second, "SELECT count(*) FROM raw.meetings").rows) == [(3,)]
+    assert set(parts(second.folder)) == {"month=2026-01", "month=undated"}
+    assert publish(warehouse, NOW) == (second, False)
+
+
+def test_a_damaged_database_is_named_with_what_to_do(warehouse: Warehouse) -> None:
+    generation, _new = publish(warehouse, NOW)
+    junk(generation.folder)
+    with pytest.raises(StorageError, match=r"contio\.duckdb is damaged .*: run contio-pipeline publish"):
+        ask(generation, "SELECT 1")
+
+
+def test_something_else_in_the_place_of_current_is_named(warehouse: Warehouse) -> None:
+    (warehouse.path.parent / "current").mkdir()
+    with pytest.raises(StorageError, match="current is not the link that publishing makes: move it away"):
+        publish(warehouse, NOW)
+
+
+def test_a_statement_that_is_no_text_is_an_error(warehouse: Warehouse) -> None:
+    generation, _new = publish(warehouse, NOW)
+    with pytest.raises(ConfigError, match="LC_ALL"):
+        ask(generation, "SELECT '\udcff'")
 
 
 @pytest.mark.parametrize("manifest", ["{", "{}", "[]"])

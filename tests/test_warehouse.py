@@ -333,3 +333,22 @@ def test_rows_that_are_huge_get_the_memory_they_need(warehouse: Warehouse) -> No
     assert dict(found) == texts
     files = [str(path) for path in generation.folder.glob("parquet/raw/meetings/*/part.parquet")]
     assert dict(duckdb.sql(f"SELECT id, summary_notes FROM read_parquet({files})").fetchall()) == texts
+
+
+@pytest.mark.parametrize("damage", ["half", "middle"])
+def test_a_damaged_file_is_named_with_what_to_do(damage: str, tmp_path: Path) -> None:
+    with Warehouse(tmp_path, origin=ORIGIN) as opened:
+        commit(opened, [{"id": f"{number}", "title": str(number) * 20} for number in range(5000)])
+        file = opened.path
+    whole = file.read_bytes()
+    eighth = len(whole) // 8
+    middle = bytes(reversed(whole[eighth : -2 * eighth]))
+    file.write_bytes(whole[: 4 * eighth] if damage == "half" else whole[:eighth] + middle + whole[-2 * eighth :])
+
+    def use() -> None:
+        with Warehouse(tmp_path, origin=ORIGIN) as opened:
+            commit(opened, [{"id": f"{number}", "title": "new"} for number in range(5000)])
+            publish(opened, NOW)
+
+    with pytest.raises(StorageError, match=r"warehouse\.duckdb (is damaged|cannot be read).*: restore it"):
+        use()
