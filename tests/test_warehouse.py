@@ -311,6 +311,20 @@ def test_killed_at_any_moment_no_committed_window_is_lost(tmp_path: Path) -> Non
             said = counts[1] - 1
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_file_that_another_program_has_open_is_busy_and_not_damaged(read_only: bool, tmp_path: Path) -> None:
+    with Warehouse(tmp_path, origin=ORIGIN) as opened:
+        path = opened.path
+    script = f"import duckdb, sys; c = duckdb.connect({str(path)!r}, read_only={read_only}); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        with pytest.raises(WarehouseBusy, match=f"open in another program .*PID {other.pid}.*: close it there"):
+            Warehouse(tmp_path, origin=ORIGIN)
+    with Warehouse(tmp_path, origin=ORIGIN):
+        pass
+
+
 def test_closing_for_a_copy_keeps_the_writers_lock(warehouse: Warehouse) -> None:
     with warehouse.closed_file() as file, pytest.raises(WarehouseBusy):
         Warehouse(file.parent, origin=ORIGIN)
