@@ -665,16 +665,16 @@ class Stage:
     def distinct(self) -> int:
         """How many different rows the current pass has seen, broken ones included."""
         self.flush()
-        [(count,)] = self._connection.execute(
+        [(count,)] = self._run(
             """SELECT count(*) FROM (SELECT id FROM staged WHERE _pass = $1
                UNION SELECT key FROM staged_broken WHERE _pass = $1)""",
-            [self._pass],
+            self._pass,
         ).fetchall()
         return int(count)
 
     def broken(self) -> tuple[int, int]:
         """How many different broken rows the listing has, and how many of them without an id."""
-        [(count, without)] = self._connection.execute(
+        [(count, without)] = self._run(
             f"SELECT count(DISTINCT key), count(DISTINCT key) FILTER (NOT has_id) FROM staged_broken WHERE {self._whole()}"
         ).fetchall()
         return int(count), int(without)
@@ -683,7 +683,7 @@ class Stage:
         """The latest of the stream's dates that was seen, None where there is none."""
         self.flush()
         sql = f"SELECT max({quoted(self.stream.date_field)}) AS last FROM staged WHERE {self._whole()}"
-        [row] = self._connection.sql(sql).to_arrow_table().to_pylist()
+        [row] = self._run(sql).to_arrow_table().to_pylist()
         return row["last"]  # type: ignore[no-any-return]
 
     def lacks(self, ids: Iterable[str]) -> bool:
@@ -691,7 +691,7 @@ class Stage:
         self.flush()
         sql = """SELECT count(*) FROM (SELECT unnest(?::VARCHAR[]) EXCEPT (
             SELECT id FROM staged UNION SELECT key FROM staged_broken))"""
-        [(count,)] = self._connection.execute(sql, [list(ids)]).fetchall()
+        [(count,)] = self._run(sql, list(ids)).fetchall()
         return bool(count)
 
     def sample(self, count: int) -> list[dict[str, Any]]:
@@ -720,7 +720,7 @@ class Stage:
         return self._run(sql, *values).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
 
     def _run(self, sql: str, *values: Any) -> duckdb.DuckDBPyConnection:
-        """For what moves whole rows."""
+        """For what reads many rows, or moves whole ones."""
         return with_room(self._connection, lambda: self._connection.execute(sql, list(values)))
 
     def put_aside(self, account: str, *, whole: bool) -> dict[str, str]:
@@ -731,14 +731,13 @@ class Stage:
         Returns:
             The others: id -> hash of the row as listed.
         """
-        self.choose(whole=whole)
+        with_room(self._connection, lambda: self.choose(whole=whole))
         known = f"""SELECT c.id FROM chosen c JOIN {LISTED.full_name} l ON l.id = c.id AND l.listed_hash = c._hash
             JOIN {self.stream.table.full_name} t ON t.id = c.id
             WHERE l.account = $account AND l.stream = $stream AND t._account = $account AND t._deleted_at IS NULL"""
-        listed = self._connection.execute(
-            f"SELECT id, _hash, id IN ({known}) FROM chosen ORDER BY id",
-            {"account": account, "stream": self.stream.name},
-        ).fetchall()
+        sql = f"SELECT id, _hash, id IN ({known}) FROM chosen ORDER BY id"
+        names = {"account": account, "stream": self.stream.name}
+        listed = with_room(self._connection, lambda: self._connection.execute(sql, names).fetchall())
         self._connection.execute("DELETE FROM staged")
         self.keep(account, [identity for identity, _hash, same in listed if same])
         return {identity: digest for identity, digest, same in listed if not same}

@@ -90,6 +90,7 @@ class WorkFile:
         migrations: Mapping[int, str] = MIGRATIONS,
     ) -> None:
         self.path = data_dir / "warehouse.duckdb"
+        self._spill = data_dir / "warehouse.duckdb.tmp"
         self.streams = streams
         self._version = version
         self._lock = _take_lock(data_dir)
@@ -131,6 +132,7 @@ class WorkFile:
         if self._connection:
             self._connection.close()
             self._connection = None
+        shutil.rmtree(self._spill, ignore_errors=True)
         os.close(self._lock)
 
     @property
@@ -142,7 +144,8 @@ class WorkFile:
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows as dictionaries; times are aware datetimes in UTC."""
-        table: pa.Table = self.connection.sql(sql, params=list(parameters)).to_arrow_table()
+        connection = self.connection
+        table: pa.Table = with_room(connection, lambda: connection.sql(sql, params=list(parameters)).to_arrow_table())
         return table.to_pylist()  # type: ignore[no-any-return]
 
     @contextmanager
@@ -185,6 +188,7 @@ class WorkFile:
     # Opening ------------------------------------------------------------------------------------------------------------
 
     def _open(self, origin: str | None, migrations: Mapping[int, str]) -> None:
+        shutil.rmtree(self._spill, ignore_errors=True)  # of a process that was killed
         found = self._version_found() if self.path.exists() else None
         if found is not None and found > self._version:
             raise ConfigError(
@@ -215,9 +219,10 @@ class WorkFile:
     def _connect(self) -> duckdb.DuckDBPyConnection:
         config: dict[str, str | bool | int | float | list[str]] = {
             "autoinstall_known_extensions": False,
-            "temp_directory": f"{self.path}.tmp",
+            "temp_directory": str(self._spill),
         }
         try:
+            self._spill.mkdir(mode=0o700, exist_ok=True)
             connection = duckdb.connect(":memory:", config=config)
             connection.execute(
                 f"ATTACH {_literal(str(self.path))} AS warehouse (STORAGE_VERSION {_literal(STORAGE_VERSION)}, "

@@ -366,3 +366,33 @@ def test_a_damaged_file_is_named_with_what_to_do(damage: str, tmp_path: Path) ->
 
     with pytest.raises(StorageError, match=r"warehouse\.duckdb (is damaged|cannot be read).*: restore it"):
         use()
+
+
+def test_what_does_not_fit_into_memory_goes_to_a_private_folder_that_does_not_outlive_the_process(
+    tmp_path: Path,
+) -> None:
+    script = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_warehouse import *
+        opened = Warehouse(Path({str(tmp_path)!r}), origin=ORIGIN)
+        stage = opened.stage(MEETINGS)
+        stage.begin_pass()
+        for number in range(300):
+            rows = [{{"id": f"{{number}}-{{k}}", "summary_notes": f"{{number}} {{k}} " * 50_000}} for k in range(2)]
+            stage.add(decode(MEETINGS.columns, rows))
+        print(flush=True)
+        sys.stdin.read()
+        """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, umask=0o022) as process:
+        assert process.stdout
+        process.stdout.readline()
+        folder = tmp_path / "warehouse.duckdb.tmp"
+        assert folder.stat().st_mode & 0o077 == 0
+        assert sum(file.stat().st_size for file in folder.iterdir()) > 2**20
+        process.kill()
+    assert list(folder.iterdir())
+    with Warehouse(tmp_path, origin=ORIGIN):
+        assert list(folder.iterdir()) == []
+    assert not folder.exists()
