@@ -157,21 +157,23 @@ def publish(warehouse: Warehouse, now: datetime) -> tuple[Generation, bool]:
         StorageError: the disk is full or the folder cannot be written; the current generation stays.
     """
     data_dir = warehouse.path.parent
+    prints = {table.full_name: _fingerprints(warehouse.connection, table) for table in tables(warehouse.streams)}
     try:
-        return _publish(warehouse, data_dir, now)
+        return _publish(warehouse, data_dir, prints, now)
     except (OSError, duckdb.Error) as error:
         raise StorageError(
             f"publishing to {data_dir} failed ({error}): the current generation stays as it was"
         ) from error
 
 
-def _publish(warehouse: Warehouse, data_dir: Path, now: datetime) -> tuple[Generation, bool]:
+def _publish(
+    warehouse: Warehouse, data_dir: Path, prints: dict[str, dict[str, str]], now: datetime
+) -> tuple[Generation, bool]:
     if (data_dir / "current").exists() and not (data_dir / "current").is_symlink():
         raise StorageError(
             f"{data_dir / 'current'} is not the link that publishing makes: move it away and publish again"
         )
     _clean_up(data_dir, now)
-    prints = {table.full_name: _fingerprints(warehouse.connection, table) for table in tables(warehouse.streams)}
     before = _current_or_none(data_dir)
     intact = before and _files(before.folder) == before.manifest["files"]
     if before and not intact:

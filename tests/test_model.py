@@ -1,6 +1,6 @@
 """The promise, against sequences that nobody thought of: random worlds, changes, faults and syncs, and what must hold after each.
 
-A few short sequences run by default, the same ones each time; CONTIO_MODEL_EXAMPLES says how many random ones instead.
+50 short sequences run by default, the same ones each time; CONTIO_MODEL_EXAMPLES says how many random ones instead.
 A failure prints the shortest sequence found and a blob that repeats it.
 """
 
@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import TestCase
 from unittest.mock import patch
 
 import duckdb
@@ -819,23 +820,33 @@ def _is_history(operations: list[str]) -> bool:
     )
 
 
-class OneHalf(Model):
-    """Two halves, so that two workers share the time."""
+def case(name: str, examples: int) -> type[TestCase]:
+    """A test of its own, so that workers share the time; each has other examples, for its name is their seed."""
+    made: type[TestCase] = type(name, (Model,), {}).TestCase
+    made.settings = settings(  # type: ignore[attr-defined]
+        max_examples=examples,
+        derandomize=not ON_DEMAND,
+        stateful_step_count=4,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=[
+            HealthCheck.too_slow,  # an example is a server and several syncs
+            HealthCheck.data_too_large,
+        ],
+    )
+    return made
 
 
-class OtherHalf(Model):
-    """See the other one."""
-
-
-TestOneHalf, TestOtherHalf = OneHalf.TestCase, OtherHalf.TestCase
-TestOneHalf.settings = TestOtherHalf.settings = settings(
-    max_examples=max(int(ON_DEMAND or 6) // 2, 1),
-    derandomize=not ON_DEMAND,
-    stateful_step_count=4,
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=[
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-    ],  # an example is a server and several syncs
-)
+EXAMPLES = max(int(ON_DEMAND or 50) // 10, 1)
+(
+    TestModel0,
+    TestModel1,
+    TestModel2,
+    TestModel3,
+    TestModel4,
+    TestModel5,
+    TestModel6,
+    TestModel7,
+    TestModel8,
+    TestModel9,
+) = (case(f"Model{number}", EXAMPLES) for number in range(10))

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import Response
 
+from contio_pipeline.sandbox.world import parse_time
+
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
@@ -242,8 +244,10 @@ def _insert_front(world: World, _account: str) -> None:
     world.insert("meetings", start_time=_at(world, days=400))
 
 
-def _insert_end(world: World, _account: str) -> None:
-    world.insert("meetings", start_time=_at(world, days=-4000))
+def _insert_end(world: World, account: str) -> None:
+    times = [parse_time(row.get("start_time")) for row in world.items(account, "meetings")]
+    first = min((time for time in times if time and time.year > 1000), default=world.now)  # noqa: PLR2004 - some are 0001
+    world.insert("meetings", start_time=(first - timedelta(days=1)).isoformat(timespec="seconds"))
 
 
 def _delete_front(world: World, account: str) -> None:
