@@ -683,7 +683,7 @@ class Stage:
         """The latest of the stream's dates that was seen, None where there is none."""
         self.flush()
         sql = f"SELECT max({quoted(self.stream.date_field)}) AS last FROM staged WHERE {self._whole()}"
-        [row] = self._run(sql).to_arrow_table().to_pylist()
+        [row] = self._rows(sql)
         return row["last"]  # type: ignore[no-any-return]
 
     def lacks(self, ids: Iterable[str]) -> bool:
@@ -717,7 +717,13 @@ class Stage:
 
     def _as_listed(self, condition: str, *values: str) -> list[dict[str, Any]]:
         sql = f"SELECT * EXCLUDE (_pass, _sequence) FROM staged WHERE {condition}"
-        return self._run(sql, *values).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
+        return self._rows(sql, *values)
+
+    def _rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        def read() -> pa.Table:
+            return self._connection.sql(sql, params=list(values)).to_arrow_table()
+
+        return with_room(self._connection, read).to_pylist()  # type: ignore[no-any-return]
 
     def _run(self, sql: str, *values: Any) -> duckdb.DuckDBPyConnection:
         """For what reads many rows, or moves whole ones."""
