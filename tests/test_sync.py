@@ -502,6 +502,14 @@ def test_a_server_that_is_down_is_not_asked_for_every_stream_of_every_account(pl
     assert len(place.asked()) <= 3 + len(place.world.accounts)
 
 
+def test_a_profile_that_something_in_between_refused_once_is_asked_for_again(new_place: NewPlace) -> None:
+    place = new_place(meetings=3, accounts=1)
+    place.sandbox.faults.append(Fault(path=r"/profile$", status=403, body="<html>"))
+    assert place.sync(streams=["meetings"]).complete
+    assert place.query("SELECT _account FROM raw.accounts") == [("ana",)]
+    assert len(place.asked("/profile")) == 2
+
+
 def test_an_api_without_profiles_is_synced_all_the_same(place: Place) -> None:
     place.sandbox.faults.append(Fault(path=r"/profile$", status=404, body="<html>", times=99))
     assert place.sync(accounts=["ana"]).complete
