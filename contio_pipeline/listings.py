@@ -643,7 +643,7 @@ def _lacks(stream: Stream, listed: dict[str, Any], detail: dict[str, Any]) -> se
             listed[name] is None
             or (
                 isinstance(listed[name], str)
-                and len(detail[name]) > len(listed[name]) > 0
+                and len(detail[name]) > len(listed[name])
                 and detail[name].startswith(listed[name].rstrip("…."))
             )
         )

@@ -113,19 +113,19 @@ class WorkFile:
         if isinstance(error, _BEYOND_US):
             raise self._failed(error) from error
 
-    def _failed(self, error: Exception, said: str = "could not be written") -> StorageError:
+    def _failed(self, error: Exception, *, damaged: bool = False) -> StorageError:
         """What DuckDB says of the file or the machine, as something to act on."""
         if re.search(r"\block\b", str(error)):
             return WarehouseBusy(
                 f"{self.path} is open in another program ({error}): close it there, and read current/contio.duckdb "
                 "instead, which nobody ever locks"
             )
-        if re.search("corrupt|checksum|could not read|not a valid", str(error), re.IGNORECASE):
+        if damaged or re.search("corrupt|checksum|could not read|not a valid", str(error), re.IGNORECASE):
             return StorageError(
                 f"{self.path} is damaged ({error}): restore it from a backup, or move it away and sync again (the history before "
                 "is then only in what was published)"
             )
-        return StorageError(f"{self.path} {said} ({error}): nothing of this step was kept")
+        return StorageError(f"{self.path} could not be written ({error}): what was committed before stays")
 
     def close(self) -> None:
         """Close the file and let other processes write."""
@@ -230,7 +230,7 @@ class WorkFile:
             )
             connection.execute("USE warehouse")
         except duckdb.Error as error:
-            raise self._failed(error, "cannot be opened") from None
+            raise self._failed(error) from None
         connection.execute("SET TimeZone = 'UTC'")  # as a connect option it fails on 2.0
         frugal(connection)
         return connection
@@ -245,7 +245,7 @@ class WorkFile:
                     return None
                 [(value,)] = connection.execute("SELECT value FROM ops.meta WHERE key = 'schema_version'").fetchall()
         except (duckdb.Error, ValueError) as error:
-            raise self._failed(error, "cannot be read as a warehouse") from None
+            raise self._failed(error, damaged=True) from None
         return int(value)
 
     def meta(self, key: str) -> str | None:

@@ -186,6 +186,20 @@ def test_a_list_that_becomes_thin_is_noticed_before_anything_is_overwritten(stre
     assert place.query("SELECT holds FROM ops.assumptions WHERE assumption = 'full_lists'") == [(False,)]
 
 
+@pytest.mark.parametrize("shown", ["", "Open questions …"])
+def test_a_list_that_shows_less_of_a_text_is_thin_too(shown: str, new_place: NewPlace) -> None:
+    place = new_place(meetings=12, accounts=1)
+    place.world.update("meetings", summary_notes="Open questions were listed and given owners")
+
+    def shortened(page: dict[str, Any]) -> dict[str, Any]:
+        return page | {"items": [row | {"summary_notes": shown} for row in page["items"]]}
+
+    place.sandbox.faults = [Fault("/meetings$", edit=_envelope(shortened), times=99)]
+    assert place.sync(**MEETINGS).complete
+    wanted = {row["id"]: row.get("summary_notes") for row in place.world.items("ana", "meetings")}
+    assert dict(place.query("SELECT id, summary_notes FROM raw.meetings")) == wanted
+
+
 def test_a_window_whose_rows_all_changed_notices_a_thin_list_too(new_place: NewPlace) -> None:
     place = new_place(meetings=60, accounts=1)
     assert place.sync(**MEETINGS).complete
