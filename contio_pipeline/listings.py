@@ -17,8 +17,9 @@ from typing import Any
 from contio_pipeline.errors import AccountError, ApiError, ContioError, Forbidden, NotFound, ScopeMissing
 from contio_pipeline.protocol import Page, fill_path, row_identity
 from contio_pipeline.rows import decode
+from contio_pipeline.stage import Stage
 from contio_pipeline.streams import PROFILE_PATH, Stream, stream_named
-from contio_pipeline.warehouse import A_DAY, Listing, Scope, Stage
+from contio_pipeline.warehouse import A_DAY, Listing, Scope
 from contio_pipeline.work import Done, StreamReport, Work
 
 log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from contio_pipeline.rows import Batch
+from contio_pipeline.stage import Stage
 from contio_pipeline.streams import (
     ACCOUNTS,
     ASSUMPTIONS,
@@ -29,16 +30,13 @@ from contio_pipeline.streams import (
     Table,
     stream_named,
 )
-from contio_pipeline.workfile import WorkFile, column_list, insert, quoted, with_room
+from contio_pipeline.workfile import WorkFile, insert, quoted, with_room
 
 A_DAY = timedelta(days=1)
 """Between a time without a zone and the same time in any zone lie at most 14 hours."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_FLUSH_ROWS = 2000
-_FLUSH_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,187 +590,3 @@ class Warehouse(WorkFile):
 
 Run = Callable[..., list[tuple[Any, ...]]]
 """Runs one statement with the bound values that it names."""
-
-
-class Stage:
-    """Rows of one listing, in a temporary table, so that memory does not grow with the listing.
-
-    A list is read in passes: again when it changed meanwhile, or one part of a range after the other. A complete listing is
-    the passes that were accepted, an incomplete one is everything that was seen.
-    """
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection, stream: Stream) -> None:
-        self.stream = stream
-        self._connection = connection
-        self._pass = 0
-        self._accepted: list[int] = []
-        self._sequence = 0
-        self._waiting: list[pa.RecordBatch] = []
-        self._rows_waiting = self._bytes_waiting = 0
-        columns = column_list(stream.payload_columns)
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE staged ({columns}, _pass BIGINT, _sequence BIGINT)")
-        connection.execute(
-            """CREATE OR REPLACE TEMP TABLE staged_broken
-               (key VARCHAR, has_id BOOLEAN, reason VARCHAR, raw VARCHAR, _parent_id VARCHAR, _pass BIGINT)"""
-        )
-
-    def begin_pass(self) -> None:
-        """What is added from now on is a new reading of the same list."""
-        self._pass += 1
-
-    def accept(self) -> None:
-        """The current pass is whole."""
-        self._accepted.append(self._pass)
-
-    def _whole(self) -> str:
-        return f"_pass IN ({', '.join(map(str, self._accepted or [self._pass]))})"
-
-    def add(self, batch: Batch, parent_id: str | None = None) -> None:
-        """Take decoded rows, in the order in which the API sent them."""
-        count = batch.rows.num_rows
-        if count:
-            extra: dict[str, Any] = {
-                "_pass": pa.repeat(pa.scalar(self._pass, pa.int64()), count),
-                "_sequence": pa.array(range(self._sequence, self._sequence + count), pa.int64()),
-            }
-            if self.stream.parent:
-                extra["_parent_id"] = pa.repeat(pa.scalar(parent_id, pa.string()), count)
-            self._waiting.append(
-                pa.RecordBatch.from_arrays(
-                    [*batch.rows.columns, *extra.values()], names=[*batch.rows.schema.names, *extra]
-                )
-            )
-            self._sequence += count
-            self._rows_waiting += count
-            self._bytes_waiting += batch.rows.nbytes
-            if self._rows_waiting >= _FLUSH_ROWS or self._bytes_waiting >= _FLUSH_BYTES:
-                self.flush()
-        for row in batch.broken:
-            self._connection.execute(
-                "INSERT INTO staged_broken VALUES (?, ?, ?, ?, ?, ?)",
-                [row.key, row.has_id, row.reason, row.raw, parent_id, self._pass],
-            )
-
-    def flush(self) -> None:
-        """Move what waits into the temporary table."""
-        if self._waiting:
-            rows = pa.Table.from_batches(self._waiting)
-            self._connection.register("_rows_in", rows)
-            self._run("INSERT INTO staged BY NAME SELECT * FROM _rows_in")
-            self._connection.unregister("_rows_in")
-            self._waiting, self._rows_waiting, self._bytes_waiting = [], 0, 0
-
-    def distinct(self) -> int:
-        """How many different rows the current pass has seen, broken ones included."""
-        self.flush()
-        [(count,)] = self._run(
-            """SELECT count(*) FROM (SELECT id FROM staged WHERE _pass = $1
-               UNION SELECT key FROM staged_broken WHERE _pass = $1)""",
-            self._pass,
-        ).fetchall()
-        return int(count)
-
-    def broken(self) -> tuple[int, int]:
-        """How many different broken rows the listing has, and how many of them without an id."""
-        [(count, without)] = self._run(
-            f"SELECT count(DISTINCT key), count(DISTINCT key) FILTER (NOT has_id) FROM staged_broken WHERE {self._whole()}"
-        ).fetchall()
-        return int(count), int(without)
-
-    def last_date(self) -> datetime | None:
-        """The latest of the stream's dates that was seen, None where there is none."""
-        self.flush()
-        sql = f"SELECT max({quoted(self.stream.date_field)}) AS last FROM staged WHERE {self._whole()}"
-        [row] = self._rows(sql)
-        return row["last"]  # type: ignore[no-any-return]
-
-    def lacks(self, ids: Iterable[str]) -> bool:
-        """Whether one of these ids was not seen."""
-        self.flush()
-        sql = """SELECT count(*) FROM (SELECT unnest(?::VARCHAR[]) EXCEPT (
-            SELECT id FROM staged UNION SELECT key FROM staged_broken))"""
-        [(count,)] = self._run(sql, list(ids)).fetchall()
-        return bool(count)
-
-    def sample(self, count: int) -> list[dict[str, Any]]:
-        """Some rows as listed, picked at random."""
-        self.flush()
-        picked = f"SELECT rowid FROM staged WHERE {self._whole()} ORDER BY random() LIMIT {count}"
-        return self._as_listed(f"rowid IN ({picked})")
-
-    def suspects(self, account: str, count: int) -> list[dict[str, Any]]:
-        """Some rows as listed, of those stored with another content although they say that they did not change, or with more."""
-        version = quoted(self.stream.version_field) if self.stream.version_field else None
-        signs = [f"t.{version} = staged.{version}"] if version else []
-        for column in self.stream.data_columns:
-            more, less = f"t.{quoted(column.name)}", f"staged.{quoted(column.name)}"
-            cut = f" OR (length({more}) > length({less}) AND starts_with({more}, rtrim({less}, '….')))"
-            signs.append(f"({more} IS NOT NULL AND ({less} IS NULL{cut if column.kind == 'text' else ''}))")
-        signs.append("NOT list_has_all(coalesce(json_keys(staged._extra), []), coalesce(json_keys(t._extra), []))")
-        self.flush()
-        picked = f"""SELECT staged.rowid FROM staged JOIN {self.stream.table.full_name} t
-            ON t._account = ? AND t._deleted_at IS NULL AND t.id = staged.id AND t._hash <> staged._hash
-            WHERE {self._whole()} AND ({" OR ".join(signs)}) LIMIT {count}"""
-        return self._as_listed(f"rowid IN ({picked})", account)
-
-    def _as_listed(self, condition: str, *values: str) -> list[dict[str, Any]]:
-        sql = f"SELECT * EXCLUDE (_pass, _sequence) FROM staged WHERE {condition}"
-        return self._rows(sql, *values)
-
-    def _rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
-        def read() -> pa.Table:
-            return self._connection.sql(sql, params=list(values)).to_arrow_table()
-
-        return with_room(self._connection, read).to_pylist()  # type: ignore[no-any-return]
-
-    def _run(self, sql: str, *values: Any) -> duckdb.DuckDBPyConnection:
-        """For what reads many rows, or moves whole ones."""
-        return with_room(self._connection, lambda: self._connection.execute(sql, list(values)))
-
-    def put_aside(self, account: str, *, whole: bool) -> dict[str, str]:
-        """Take out what was listed, to make room for the same rows as read by id.
-
-        A row whose listed form is what it was needs no reading: it stays as it is stored.
-
-        Returns:
-            The others: id -> hash of the row as listed.
-        """
-        with_room(self._connection, lambda: self.choose(whole=whole))
-        known = f"""SELECT c.id FROM chosen c JOIN {LISTED.full_name} l ON l.id = c.id AND l.listed_hash = c._hash
-            JOIN {self.stream.table.full_name} t ON t.id = c.id
-            WHERE l.account = $account AND l.stream = $stream AND t._account = $account AND t._deleted_at IS NULL"""
-        sql = f"SELECT id, _hash, id IN ({known}) FROM chosen ORDER BY id"
-        names = {"account": account, "stream": self.stream.name}
-        listed = with_room(self._connection, lambda: self._connection.execute(sql, names).fetchall())
-        self._connection.execute("DELETE FROM staged")
-        self.keep(account, [identity for identity, _hash, same in listed if same])
-        return {identity: digest for identity, digest, same in listed if not same}
-
-    def keep(self, account: str, ids: Sequence[str]) -> None:
-        """Count these rows as seen, and leave them as they are stored."""
-        columns = ", ".join(quoted(column.name) for column in self.stream.payload_columns)
-        self._run(
-            f"""INSERT INTO staged BY NAME SELECT {columns}, {(self._accepted or [self._pass])[0]} AS _pass, 0 AS _sequence
-                FROM {self.stream.table.full_name}
-                WHERE _account = ? AND _deleted_at IS NULL AND id IN (SELECT unnest(?::VARCHAR[]))""",
-            account,
-            list(ids),
-        )
-
-    def choose(self, *, whole: bool) -> None:
-        """Make the tables `chosen` (one row per id: the newest version, of equals the last seen) and `chosen_broken`.
-
-        Of a row only what decides is copied; `_row` is its place in `staged`.
-        """
-        passes = self._whole() if whole else "true"
-        version = f"{quoted(self.stream.version_field)} DESC NULLS LAST, " if self.stream.version_field else ""
-        stream = self.stream
-        decides = ["id", "_hash", stream.date_field, stream.alias_field, "_parent_id" if stream.parent else None]
-        columns = ", ".join(quoted(name) for name in decides if name)
-        self._connection.execute(f"""
-            CREATE OR REPLACE TEMP TABLE chosen AS SELECT rowid AS _row, {columns} FROM staged WHERE {passes}
-            QUALIFY row_number() OVER (PARTITION BY id ORDER BY {version}_sequence DESC) = 1""")
-        self._connection.execute(f"""
-            CREATE OR REPLACE TEMP TABLE chosen_broken AS SELECT * FROM staged_broken WHERE {passes}
-            AND key NOT IN (SELECT id FROM chosen)
-            QUALIFY row_number() OVER (PARTITION BY key ORDER BY _pass DESC) = 1""")

@@ -364,7 +364,9 @@ def test_a_damaged_file_is_named_with_what_to_do(damage: str, tmp_path: Path) ->
             commit(opened, [{"id": f"{number}", "title": "new"} for number in range(5000)])
             publish(opened, NOW)
 
-    with pytest.raises(StorageError, match=r"warehouse\.duckdb is damaged .*: restore it from a backup, or move it away"):
+    with pytest.raises(
+        StorageError, match=r"warehouse\.duckdb is damaged .*: restore it from a backup, or move it away"
+    ):
         use()
 
 
