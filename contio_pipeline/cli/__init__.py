@@ -1,0 +1,90 @@
+"""The command line: typer commands, progress, tables, exit codes.
+
+What lives here: words for people. What never does: logic; every command calls the library and renders what it returns.
+Imports are inside the commands: `--help` and `query` should not wait for what `sync` needs.
+
+Exit codes: 0 complete; 1 something is not complete or failed; 2 usage or configuration; 130 stopped.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from contio_pipeline import __version__
+from contio_pipeline.cli import accounts, reading, syncing, trying  # noqa: F401 - they register their commands
+from contio_pipeline.cli.common import Verbose, app, log
+from contio_pipeline.errors import ContioError
+
+_STOPPED = 130  # as a shell reports Ctrl-C
+
+
+def main() -> None:
+    """Run the command line; no traceback ever reaches a user."""
+    os.umask(0o077)  # the warehouse's side files, too, are nobody else's; publish opens up what readers get
+    signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it is None when the caller closed it
+            stream.reconfigure(errors="backslashreplace")
+    code: int | str | None = 0
+    try:
+        app(prog_name="contio-pipeline", standalone_mode=True)
+    except ContioError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except SystemExit as ending:
+        code = ending.code
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        code = 1
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        code = _STOPPED if "interrupted" in str(error).lower() else _unexpected(error)  # DuckDB's word for Ctrl-C
+    if code == _STOPPED:
+        print("Stopped. What was committed stays; run the command again to go on.", file=sys.stderr)
+    sys.exit(code)
+
+
+def _unexpected(error: Exception) -> int:
+    """Say that something happened that nobody foresaw; the places go to the log."""
+    print(
+        f"Error: unexpected {type(error).__name__} ({error}). Nothing was half-written. Please report it with what "
+        "`contio-pipeline --verbose …` says.",
+        file=sys.stderr,
+    )
+    place = error.__traceback__
+    while place:
+        log.info("  at %s line %s", place.tb_frame.f_code.co_qualname, place.tb_lineno)
+        place = place.tb_next
+    return 1
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"contio-pipeline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    log.handlers[:] = [handler]
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.WARNING)

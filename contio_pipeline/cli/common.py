@@ -1,0 +1,98 @@
+"""What all commands share: how they are registered, tables, and text that a terminal can show.
+
+What lives here: words in columns. What never does: a command.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+F = TypeVar("F", bound=Callable[..., None])
+
+log = logging.getLogger("contio_pipeline")
+
+app = typer.Typer(
+    help="Sync the Contio Partner User API into DuckDB and Parquet that hold exactly what the API holds.\n\n"
+    "Start with [bold]contio-pipeline demo[/], which needs no account. For real data: set CONTIO_CLIENT_ID and "
+    "CONTIO_CLIENT_SECRET (in the environment or in .env), log in, sync, query.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+
+def command(group: typer.Typer, name: str | None = None) -> Callable[[F], F]:
+    """Register a command whose help is its docstring, each paragraph flowing to the width of the terminal."""
+
+    def register(function: F) -> F:
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        return group.command(name, help="\n\n".join(" ".join(part.split("\n")) for part in paragraphs))(function)
+
+    return register
+
+
+def _log_more(value: bool) -> None:
+    if value:
+        log.setLevel(logging.INFO)
+
+
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_log_more, help="Log more to standard error.")]
+
+
+def as_text(value: Any) -> str:
+    """A value of a query as a machine reads it."""
+    match value:
+        case datetime():
+            return value.isoformat()
+        case bytes():
+            return value.hex()
+        case dict() | list():
+            return json.dumps(value, ensure_ascii=False, default=as_text)
+        case bool():
+            return str(value).lower()
+    return str(value)
+
+
+def shown(value: Any) -> str:
+    """A value as a terminal may show it: no control characters."""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    text = as_text(value)
+    return "".join(c if c.isprintable() or c == "\u200d" else " " for c in text)  # the joiner makes one emoji of two
+
+
+def as_table(names: Iterable[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """Rows in columns, numbers to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    found = [list(row) for row in rows]
+    for position, name in enumerate(names):
+        number = any(
+            isinstance(row[position], int | float | Decimal) and not isinstance(row[position], bool) for row in found
+        )
+        table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
+    for row in found:
+        table.add_row(*(Text("" if value is None else shown(value)) for value in row))
+    return table
+
+
+def show(table: Table) -> None:
+    """Print a table; off a terminal nothing is cut at 80 columns."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)

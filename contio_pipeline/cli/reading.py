@@ -1,0 +1,107 @@
+"""Reading what is published: `status`, `query`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from contio_pipeline.cli.common import Verbose, app, as_table, as_text, command, show
+
+
+class Format(StrEnum):
+    """How `query` prints."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+@command(app)
+def status(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback does the work
+    """Show what is published: how fresh and how complete each account and stream is.
+
+    It reads the current generation, never the working file, so it can be asked at any moment.
+    """
+    from contio_pipeline.publish import ask, current
+    from contio_pipeline.settings import load_settings
+
+    generation = current(load_settings().data_dir)
+    print(f"Published {generation.published_at:%Y-%m-%d %H:%M:%S} UTC: {generation.folder}\n")
+    for heading, sql in _STATUS.items():
+        answer = ask(generation, sql)
+        rows = list(answer.rows)
+        if rows:
+            print(heading)
+            show(as_table(answer.names, rows))
+            print()
+
+
+_STATUS = {
+    "Accounts": """
+        SELECT a._account AS account, a.display_name AS name, a.email FROM raw.accounts a ORDER BY 1""",
+    "Completeness (the last listing of each kind; no dates: a full sync)": """
+        SELECT account, stream, window_start AS since, window_end AS until, complete_at AS last_complete, rows,
+            quarantined, missing, if(complete, 'yes', 'NO') AS complete
+        FROM ops.windows QUALIFY row_number() OVER (
+            PARTITION BY account, stream, window_start IS NULL ORDER BY window_end DESC, listed_at DESC) = 1
+        ORDER BY account, stream, window_start NULLS FIRST""",
+    "What is not complete, and what to do": """
+        SELECT account, stream, window_start AS since, window_end AS until, reason FROM ops.windows
+        WHERE NOT complete ORDER BY ALL""",
+    "Document contents": """
+        SELECT _account AS account, state, count(*) AS documents, coalesce(sum(size_bytes), 0) AS bytes
+        FROM raw.document_contents GROUP BY ALL ORDER BY ALL""",
+    "Last syncs": """
+        SELECT started_at, finished_at, window_start AS since, window_end AS until, inserted, updated, deleted, requests,
+            CASE WHEN finished_at IS NULL THEN 'interrupted' WHEN complete THEN 'yes' ELSE 'NO' END AS complete
+        FROM ops.runs ORDER BY started_at DESC LIMIT 5""",
+}
+
+
+@command(app)
+def query(
+    sql: Annotated[
+        str, typer.Argument(help="One SQL statement; tables are raw.<stream> and ops.<table>.", metavar="SQL")
+    ],
+    format: Annotated[Format, typer.Option(help="How to print the rows.")] = Format.TABLE,  # noqa: A002 - the option's name
+    verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """Ask the published data a question in SQL (DuckDB's), read-only, at any moment; times are in UTC.
+
+    Example: contio-pipeline query "SELECT status, count(*) FROM raw.meetings WHERE _deleted_at IS NULL GROUP BY 1"
+    """
+    from contio_pipeline.publish import ask, current
+    from contio_pipeline.settings import load_settings
+
+    answer = ask(current(load_settings().data_dir), sql)
+    match format:
+        case Format.TABLE:
+            show(as_table(answer.names, answer.rows))
+        case Format.CSV:
+            writer = csv.writer(sys.stdout, lineterminator="\n")
+            writer.writerow(answer.names)
+            writer.writerows(["" if value is None else as_text(value) for value in row] for row in answer.rows)
+        case Format.JSON:
+            print("[", end="")
+            for number, row in enumerate(answer.rows):
+                values = [
+                    json.loads(value) if kind == "JSON" and value is not None else _json_value(value)
+                    for value, kind in zip(row, answer.kinds, strict=True)
+                ]
+                record = dict(zip(answer.names, values, strict=True))
+                print("," if number else "", json.dumps(record, ensure_ascii=False, default=as_text), sep="\n", end="")
+            print("\n]")
+
+
+def _json_value(value: Any) -> Any:
+    """What JSON can hold: no infinity, and a sum of integers, which DuckDB makes 128 bits wide, as a number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value

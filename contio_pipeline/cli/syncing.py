@@ -1,0 +1,208 @@
+"""Syncing: `sync`, `publish`, and how they tell what goes on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+
+from contio_pipeline.cli.common import Verbose, app, command, show
+from contio_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from contio_pipeline.work import StreamReport, SyncReport
+
+_A_MINUTE = 60.0
+
+
+@command(app)
+def sync(
+    since: Annotated[
+        str | None,
+        typer.Option(help="First day of a window (YYYY-MM-DD, UTC), or an instant (RFC 3339).", metavar="D"),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="End of the window, itself not included; without it, the end of today.", metavar="D"),
+    ] = None,
+    account: Annotated[list[str] | None, typer.Option(help="Only this account (repeatable).", metavar="NAME")] = None,
+    stream: Annotated[list[str] | None, typer.Option(help="Only this stream (repeatable).", metavar="NAME")] = None,
+    documents: Annotated[
+        bool, typer.Option("--documents/--no-documents", help="Download the contents of context documents.")
+    ] = True,
+    verify_documents: Annotated[
+        bool, typer.Option("--verify-documents", help="Download all contents again, compare, repair.")
+    ] = False,
+    accept_losses: Annotated[
+        bool,
+        typer.Option(
+            "--accept-losses",
+            help="Believe a listing that lacks most of the rows that are known; each is still confirmed.",
+        ),
+    ] = False,
+    verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """Make the tables equal to what the API holds, and publish them.
+
+    Without dates this is the [bold]full[/] sync: all meetings and action items, calendar events over the configured range,
+    the context documents of every meeting, then their contents. With --since it is one window of days: cheaper, for every
+    night; what a window cannot see, the next full sync does.
+
+    Running it again is always safe. Exit code 1 means that something is not complete; a line says what, and what to do.
+    """
+    from contio_pipeline.settings import load_settings
+    from contio_pipeline.sync import sync as run_sync
+    from contio_pipeline.warehouse import Window
+
+    window = Window(*_window(since, until))
+    with _Progress() as listener:
+        report = run_sync(
+            load_settings(**({"loss_share": 1} if accept_losses else {})),
+            accounts=account or (),
+            streams=stream or (),
+            window=window,
+            documents=documents,
+            verify_documents=verify_documents,
+            listener=listener,
+        )
+    print_report(report)
+    if not report.complete:
+        raise typer.Exit(1)
+
+
+def _window(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    if until is not None and since is None:
+        raise ConfigError("--until needs --since: a window has a beginning")
+    if since is None:
+        return None, None
+    start = _moment("--since", since)
+    end = (
+        _moment("--until", until)
+        if until is not None
+        else _moment("", str(datetime.now(UTC).date() + timedelta(days=1)))
+    )
+    if start >= end:
+        raise ConfigError(f"the window is empty: --since {since} is not before --until {until or end.date()}")
+    return start, end
+
+
+def _moment(option: str, text: str) -> datetime:
+    try:
+        if len(text) == len("2026-01-31"):
+            day = date.fromisoformat(text)
+            return datetime(day.year, day.month, day.day, tzinfo=UTC)
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo:
+            return moment.astimezone(UTC)
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"{option} must be a day such as 2026-01-31 or an instant such as 2026-01-31T09:00:00Z, not {text!r}"
+    )
+
+
+def print_report(report: SyncReport) -> None:
+    """A table per stream, then what is not complete or worth a look, then where the result is."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("account", "stream"):
+        table.add_column(heading, no_wrap=True)
+    numbers = ("rows", "inserted", "updated", "deleted", "requests", "seconds")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for part in report.streams:
+        listing, changes = part.listing, part.changes
+        counts = (listing.rows, changes.inserted, changes.updated, changes.deleted, listing.requests)
+        cells = [f"{count:,}" for count in counts] + [f"{part.seconds:.1f}"]
+        table.add_row(part.account, part.stream, *cells, "" if listing.complete else "[red]not complete[/]")
+    show(table)
+    for part in report.streams:
+        for warning in part.warnings:
+            print(f"Warning: {part.account} {part.stream}: {warning}", file=sys.stderr)
+    for part in report.streams:
+        if not part.listing.complete:
+            print(f"Not complete: {part.account} {part.stream}: {part.listing.reason}", file=sys.stderr)
+    changed = report.total("inserted") + report.total("updated") + report.total("deleted")
+    print(
+        f"\n{f'{changed:,} rows changed' if changed else 'Nothing changed'}; "
+        f"{report.requests:,} requests in {report.seconds:.1f} s."
+    )
+    if report.generation:
+        state = "Published" if report.new_generation else "Still published"
+        print(f"{state}: {report.generation.folder.parent.parent / 'current'} (generation {report.generation.name})")
+
+
+class _Progress:
+    """Shows on standard error how a sync goes on: a bar on a terminal, a line per stream elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self._terminal = console.is_terminal
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("starting", total=None)
+        self._what = ""
+        self._said = -_A_MINUTE
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def started(self, account: str, stream: str) -> None:
+        self._what = f"{account} {stream}"
+        self._progress.reset(self._task, description=self._what, total=None)
+
+    def advanced(self, done: int, total: int) -> None:
+        self._progress.update(self._task, description=self._what, completed=done, total=total)
+
+    def waiting(self, seconds: float) -> None:
+        now = time.monotonic()
+        if not self._terminal and now > self._said + _A_MINUTE:
+            self._said = now
+            print(f"{self._what}: waiting for the request budget", file=sys.stderr)
+        self._progress.update(self._task, description=f"{self._what}: waiting for the request budget ({seconds:.0f} s)")
+
+    def finished(self, report: StreamReport) -> None:
+        if not self._terminal:
+            listing = report.listing
+            state = "complete" if listing.complete else "NOT complete"
+            print(
+                f"{report.account} {report.stream}: {listing.rows:,} rows, {listing.requests:,} requests, "
+                f"{report.seconds:.1f} s, {state}",
+                file=sys.stderr,
+            )
+
+    def publishing(self) -> None:
+        self._progress.reset(self._task, description="publishing", total=None)
+
+
+@command(app)
+def publish(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback does the work
+    """Publish what the warehouse holds; every sync does it, so this is for after an interrupted one."""
+    from contio_pipeline.publish import publish as make_generation
+    from contio_pipeline.settings import load_settings
+    from contio_pipeline.warehouse import Warehouse
+
+    settings = load_settings()
+    if not (settings.data_dir / "warehouse.duckdb").exists():
+        raise ConfigError(f"there is no warehouse in {settings.data_dir} yet: run contio-pipeline sync")
+    with Warehouse(settings.data_dir, origin=None) as warehouse:
+        generation, new = make_generation(warehouse, datetime.now(UTC))
+    print(f"{'Published' if new else 'Nothing changed; still published'}: {generation.folder}")

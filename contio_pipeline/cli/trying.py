@@ -1,0 +1,92 @@
+"""Trying it: `demo`, `sandbox`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from contio_pipeline.cli.common import Verbose, app, as_table, command, show
+from contio_pipeline.errors import ConfigError
+
+
+@command(app)
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where to publish; its state goes beside it.")] = Path("data/demo"),
+    verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """Sync a year of made-up meetings of three people from a sandbox API on this machine, and ask two questions.
+
+    Dagster runs the full sync, then a window of eight days, as a night would. It needs no account and no network, and touches
+    nothing but its own folders. A second run finds nothing changed.
+    """
+    from contio_pipeline.demo import QUESTIONS, run
+    from contio_pipeline.publish import ask
+
+    generation, summary = run(folder)
+    for heading, rows in summary.items():
+        print(f"\n{heading}\n")
+        show(as_table(rows[0], [list(row.values()) for row in rows]))
+    for question, sql in QUESTIONS.items():
+        print(f"\n{question}\n")
+        answer = ask(generation, sql)
+        show(as_table(answer.names, answer.rows))
+    beside_python = Path(sys.executable).with_name("contio-pipeline")
+    program = "contio-pipeline" if shutil.which("contio-pipeline") else os.path.relpath(beside_python)
+    print(
+        f"""
+Where things are
+  {folder}/current/contio.duckdb   for SQL and BI tools, at any moment
+  {folder}/current/parquet/raw/    the same tables as Parquet, a file per month
+  {folder}/documents/              the documents' contents, named by their SHA-256
+
+What to do next
+  ask:         CONTIO_DATA_DIR={folder} {program} query "SELECT * FROM raw.meetings LIMIT 5"
+  look:        CONTIO_DATA_DIR={folder} {program} status
+  Dagster:     CONTIO_DATA_DIR={folder} make up, then http://127.0.0.1:3000: assets, runs, checks
+  real data:   set CONTIO_CLIENT_ID and CONTIO_CLIENT_SECRET, then
+               {program} accounts add NAME --refresh-token-stdin && {program} sync"""
+    )
+
+
+@command(app)
+def sandbox(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 picks a free one.", min=0, max=65535)] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same data.")] = 1,
+    meetings: Annotated[int, typer.Option(help="How many meetings there are.", min=0)] = 300,
+    accounts: Annotated[int, typer.Option(help="How many users there are.", min=1)] = 3,
+    rate_limit: Annotated[int, typer.Option(help="Requests allowed in five minutes.", min=1)] = 1000,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(help="Something that goes wrong, for ever or so many times (repeatable).", metavar="NAME[:TIMES]"),
+    ] = None,
+    faults: Annotated[bool, typer.Option("--faults", help="List what can go wrong, and exit.")] = False,
+    verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """Run a server that speaks the Contio API on made-up data, to rehearse and to test, until Ctrl-C.
+
+    When it is ready it prints one line of JSON: api_url, token_url, client_id, client_secret, and each account's
+    refresh_token. What it holds can be read (GET /_sandbox/truth, /_sandbox/requests) and changed (POST /_sandbox/change).
+    """
+    from contio_pipeline.sandbox.faults import FOR_EVER, NAMED, named
+    from contio_pipeline.sandbox.server import Sandbox, serve
+    from contio_pipeline.sandbox.world import World
+
+    if faults:
+        show(as_table(("fault", "what goes wrong"), [(name, what.doc) for name, what in NAMED.items()]))
+        return
+    wrong = []
+    for asked in fault or ():
+        name, _, times = asked.partition(":")
+        if name not in NAMED or not (times or "1").isdecimal():
+            raise ConfigError(
+                f"there is no fault {asked!r}: contio-pipeline sandbox --faults lists them; NAME:3 is three times"
+            )
+        wrong.append(named(name, int(times or FOR_EVER)))
+    server = Sandbox(World(seed=seed, meetings=meetings, accounts=accounts), port=port, rate_limit=rate_limit)
+    server.faults = wrong
+    serve(server)
