@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import ssl
 import threading
 import time
 from collections import deque
@@ -19,14 +18,12 @@ from datetime import UTC, datetime
 from http.cookiejar import DefaultCookiePolicy
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential, wait_random
 
-from contio_pipeline import __version__
 from contio_pipeline.auth import AccountAuth, TokenStore
-from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, ConfigError, Throttled, TooLarge, Transient
+from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, Throttled, TooLarge, Transient
 from contio_pipeline.pacing import Budget
 from contio_pipeline.protocol import (
     MAX_JSON_BYTES,
@@ -38,7 +35,8 @@ from contio_pipeline.protocol import (
     read_object,
     read_page,
 )
-from contio_pipeline.settings import API_PREFIX, Settings, is_loopback
+from contio_pipeline.refresh import RefreshProcess, http_options, new_http, no_answer
+from contio_pipeline.settings import API_PREFIX, Settings
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -77,13 +75,6 @@ _SLOWEST_DOWNLOAD = 1024.0  # bytes a second, averaged over one timeout
 
 
 _DEADLINE, _UNBOUNDED = "contio_deadline", "contio_unbounded"  # in a request's extensions
-
-
-def _certificates(settings: Settings) -> ssl.SSLContext | bool:
-    """Whom to trust; reading all authorities takes a tenth of a small sync, which plain HTTP to this machine has no use for."""
-    if settings.ca_bundle:
-        return ssl.create_default_context(cafile=settings.ca_bundle)
-    return any(not url.startswith("http:") for url in (settings.api_url, settings.token_url))
 
 
 def _give_back_large_blocks() -> None:
@@ -187,24 +178,15 @@ class Client:
             timeout=settings.timeout_seconds,
             sleep=self._wait_for_budget,
         )
-        try:
-            self._http = httpx.Client(
-                headers={"Accept": "application/json", "User-Agent": f"contio-pipeline/{__version__}"},
-                timeout=settings.timeout_seconds,
+        urls = (settings.api_url, settings.token_url)
+        self._http = new_http(
+            lambda: httpx.Client(
+                **http_options(urls, settings.ca_bundle, settings.timeout_seconds),
                 limits=httpx.Limits(max_connections=IN_FLIGHT + 1, max_keepalive_connections=IN_FLIGHT + 1),
-                verify=_certificates(settings),
-                # A proxy from the environment is never asked for this machine's own addresses.
-                mounts={
-                    f"all://{urlsplit(url).netloc}": None
-                    for url in (settings.api_url, settings.token_url)
-                    if is_loopback(url)
-                },
                 event_hooks={"request": [self._sent], "response": [self._bound]},
             )
-        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
-            raise ConfigError(
-                f"HTTP cannot be set up ({error}): look at the proxy variables and SSL_CERT_FILE"
-            ) from None
+        )
+        self._refresher = RefreshProcess(settings, self._stop_if_asked)
         # One client serves many users: a cookie set for one must never go out with another's request.
         self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         _give_back_large_blocks()
@@ -219,6 +201,7 @@ class Client:
         self._stop.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._http.close()
+        self._refresher.close()
         self._budget.close()
         self._oauth_budget.close()
 
@@ -406,7 +389,7 @@ class Client:
                 try:
                     return once()
                 except (httpx.TransportError, httpx.DecodingError) as error:
-                    raise self._no_answer(error, what) from error
+                    raise no_answer(error, what, self._api.host) from error
 
         def hopeless(state: RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome else None
@@ -455,16 +438,6 @@ class Client:
         error = state.outcome.exception() if state.outcome else None
         log.warning("%s: %s; trying again in %.0f s", self.context, error, state.upcoming_sleep)
 
-    def _no_answer(self, error: Exception, what: str) -> ApiError:
-        cause: BaseException | None = error
-        while cause:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                return ApiError(
-                    f"{what}: the server's certificate is not trusted ({cause.verify_message}): set CONTIO_CA_BUNDLE"
-                )
-            cause = cause.__cause__ or cause.__context__
-        return Transient(f"{what}: no answer from {self._api.host} ({type(error).__name__}: {error})")
-
     def _body(self, response: httpx.Response, while_it_is_large: ExitStack) -> bytes:
         """The whole answer, decompressed; a large one waits until no other is in memory, and holds its place."""
         chunks, size = [], 0
@@ -486,8 +459,7 @@ class Client:
             self._auths[account] = AccountAuth(
                 account,
                 self._store,
-                token_url=self._settings.token_url,
-                credentials=self._settings.credentials(),
+                refresh=self._refresher.refresh,
                 api_slot=self._budget.slot,
                 token_slot=self._oauth_budget.slot,
             )

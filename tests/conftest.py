@@ -70,6 +70,12 @@ class Place:
         for name in self.world.accounts:
             store.write(name, Tokens(self.sandbox.login(name)))
 
+    @property
+    def only(self) -> str:
+        """The name of the one account there is."""
+        [name] = self.world.accounts
+        return name
+
     def sync(self, **options: Any) -> SyncReport:
         return sync(self.settings, **options)
 

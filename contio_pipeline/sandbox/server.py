@@ -194,6 +194,7 @@ class Sandbox:
         filter_fields: per stream, the field that `start_date` and `end_date` mean.
         inclusive_end: whether a row at exactly `end_date` is returned.
         unknown_parent: what the context listing of an unknown meeting answers: "empty" (200) or "404".
+        basic: how the token endpoint reads Basic credentials.
 
     Attributes:
         requests: every API and token request, in order of arrival; `reset_log` empties it.
@@ -217,6 +218,7 @@ class Sandbox:
         filter_fields: Mapping[str, str] | None = None,
         inclusive_end: bool = True,
         unknown_parent: Literal["empty", "404"] = "empty",
+        basic: Literal["raw", "form", "either"] = "either",
     ) -> None:
         self.world = world
         self.rate_limit = rate_limit
@@ -230,6 +232,7 @@ class Sandbox:
         self.filter_fields = {**FILTER_FIELDS, **(filter_fields or {})}
         self.inclusive_end = inclusive_end
         self.unknown_parent = unknown_parent
+        self.basic = basic
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.before: Callable[[Request], object] | None = None
@@ -357,15 +360,17 @@ class Sandbox:
         return _json(answer, headers={"cache-control": "no-store"})
 
     def _check_client(self, authorization: str) -> None:
-        """HTTP Basic, raw or form-encoded (RFC 6749, section 2.3.1): which one is not documented."""
+        """HTTP Basic, raw or form-encoded (RFC 6749, section 2.3.1): which one is not documented, so `basic` says."""
         scheme, _, encoded = authorization.partition(" ")
         try:
             name, _, secret = b64decode(encoded, validate=True).decode().partition(":")
         except (Base64Error, UnicodeDecodeError):
             name = secret = ""
         expected = (self.world.client_id, self.world.client_secret)
-        encoded_too = (unquote_plus(name), unquote_plus(secret))
-        if scheme.lower() != "basic" or expected not in ((name, secret), encoded_too):
+        read = {"raw": (name, secret), "form": (unquote_plus(name), unquote_plus(secret))}
+        if self.basic != "either":
+            read = {self.basic: read[self.basic]}
+        if scheme.lower() != "basic" or expected not in read.values():
             raise _Refused(401, "invalid_client", "unknown client", "oauth", {"www-authenticate": "Basic"})
 
     # -------------------------------------------------------------------------------------------------- gates
