@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.cookiejar import DefaultCookiePolicy
@@ -23,7 +25,7 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential, wait_random
 
 from contio_pipeline.auth import AccountAuth, TokenStore
-from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, Throttled, TooLarge, Transient
+from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, Throttled, TokensThrottled, TooLarge, Transient
 from contio_pipeline.pacing import Budget
 from contio_pipeline.protocol import (
     MAX_JSON_BYTES,
@@ -43,8 +45,9 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT = 8
-"""Requests at once: one reused connection exceeds the API's limit six times already, so this only hides latency."""
+IN_FLIGHT = 4
+"""Requests at once: one reused connection exceeds the API's limit six times already, so this only hides latency. No more,
+since where the limit is lower than believed, as many are refused before it is learned."""
 
 _BROKEN_ANSWER_TRIES = 3
 _TRUSTED_TRIES = 3
@@ -81,6 +84,11 @@ def _give_back_large_blocks() -> None:
     """Make glibc return freed blocks of a MB or more to the system; by default each thread keeps some tens of MB of them."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries have none
         mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):  # it is closed already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Bounded(httpx.SyncByteStream):
@@ -157,6 +165,7 @@ class Client:
         self._stop = threading.Event()
         self._counting = threading.Lock()
         self._large = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._out_of_patience = False
         self._given_up = self._failed_in_a_row = 0
         self._page_size: int | None = PAGE_SIZE  # None: the server's own
@@ -199,6 +208,8 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        for connection in list(self._sockets):  # nobody waits for a server that says nothing
+            _hang_up(connection)
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._http.close()
         self._refresher.close()
@@ -431,7 +442,16 @@ class Client:
             pause = max(asked, _BACK_OFF(state))
         if isinstance(error, Throttled):
             self._add(throttled=1)
-            self._budget.hold(pause)
+            if kept := self._budget.refused(pause):
+                log.warning(
+                    "the API allows fewer requests than CONTIO_RATE_LIMIT (%s), or another program on this address asks too: "
+                    "keeping to %s in %g s for now",
+                    self._settings.rate_limit,
+                    kept,
+                    self._settings.rate_window_seconds,
+                )
+        elif isinstance(error, TokensThrottled):
+            self._oauth_budget.refused(pause)
         return pause
 
     def _tell(self, state: RetryCallState) -> None:
@@ -467,10 +487,18 @@ class Client:
 
     def _sent(self, request: httpx.Request) -> None:
         """Called before anything is sent, token requests and repeated ones included."""
-        request.extensions.setdefault("timeout", self._http.timeout.as_dict())
+        request.extensions["trace"] = self._connected
         request.extensions[_DEADLINE] = time.monotonic() + self._settings.timeout_seconds
         if str(request.url).startswith(str(self._api)):
             self._add(requests=1)
+
+    def _connected(self, event: str, about: dict[str, Any]) -> None:
+        """Called with all that happens to connections: remember the sockets, to end them when asked to stop."""
+        if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
+            connection = about["return_value"].get_extra_info("socket")
+            self._sockets.add(connection)
+            if self._stop.is_set():
+                _hang_up(connection)
 
     def _bound(self, response: httpx.Response) -> None:
         """Called before anything of a body is read."""

@@ -41,6 +41,8 @@ from contio_pipeline.errors import (
     BrokenAnswer,
     ConfigError,
     ContioError,
+    Throttled,
+    TokensThrottled,
     Transient,
     Unauthorized,
 )
@@ -53,6 +55,9 @@ _WHAT = "token refresh"
 _DEFAULT_LIFETIME = 3600.0
 _LONGEST_LIFETIME = 365 * 86_400.0
 """Seconds; an `expires_in` that is absent or beyond belief counts as the default."""
+
+_CONNECT_SECONDS = 10.0
+"""At most: a thread that connects cannot be asked to stop."""
 
 _NAP = 0.2
 """Seconds between two looks at whether the sync was asked to stop, while its refresh is under way."""
@@ -70,7 +75,7 @@ def http_options(urls: tuple[str, ...], ca_bundle: Path | None, timeout: float) 
     plain = all(url.startswith("http:") for url in urls)
     return {
         "headers": {"Accept": "application/json", "User-Agent": f"contio-pipeline/{__version__}"},
-        "timeout": timeout,
+        "timeout": httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
         "verify": ssl.create_default_context(cafile=ca_bundle) if ca_bundle else not plain,
         "mounts": {f"all://{urlsplit(url).netloc}": None for url in urls if is_loopback(url)},
     }
@@ -194,6 +199,8 @@ class TokenEndpoint:
                 what=_WHAT,
                 now=datetime.fromtimestamp(self._clock(), UTC),
             )
+        except Throttled as error:
+            raise TokensThrottled(str(error), status=error.status, retry_after=error.retry_after) from None
         except Transient:
             raise
         except ApiError as error:

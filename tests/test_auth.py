@@ -22,7 +22,15 @@ import pytest
 from pydantic import SecretStr
 
 from contio_pipeline.auth import AccountAuth, Tokens, TokenStore
-from contio_pipeline.errors import AccountError, ApiError, BrokenAnswer, ConfigError, ContioError, Throttled, Transient
+from contio_pipeline.errors import (
+    AccountError,
+    ApiError,
+    BrokenAnswer,
+    ConfigError,
+    ContioError,
+    TokensThrottled,
+    Transient,
+)
 from contio_pipeline.refresh import TokenEndpoint
 from contio_pipeline.sandbox.server import Fault, Sandbox
 from contio_pipeline.sandbox.world import World
@@ -571,7 +579,7 @@ def test_credentials_are_sent_the_way_that_the_server_reads_them(
         (Fault(TOKEN, status=400, body="<html>"), ApiError),
         (Fault(TOKEN, status=403, body="<html>blocked</html>"), ApiError),
         (Fault(TOKEN, status=404, body=""), ApiError),
-        (Fault(TOKEN, status=429, body="", headers={"retry-after": "7"}), Throttled),
+        (Fault(TOKEN, status=429, body="", headers={"retry-after": "7"}), TokensThrottled),
         (Fault(TOKEN, status=500, body=""), Transient),
         (Fault(TOKEN, status=503, body="<html>", headers={"retry-after": "7"}), Transient),
         (Fault(TOKEN, status=200, body="<html>"), BrokenAnswer),

@@ -26,7 +26,7 @@ PROFILE = "profile"
 
 @pytest.fixture
 def small(new_place: Callable[..., Place]) -> Place:
-    return new_place(meetings=3, accounts=1)
+    return new_place(meetings=3, accounts=1, signed_in=False)
 
 
 def until(condition: Callable[[], object]) -> None:
