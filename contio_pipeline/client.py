@@ -70,6 +70,9 @@ _M_MMAP_THRESHOLD = -3
 _SLICE = 1024
 """Compressed bytes that are unpacked at once: deflate makes at most 1,032 of one, so this makes at most 1 MB."""
 
+_WORTH_TELLING = 0.5
+"""Seconds of waiting for the budget from which on it is told."""
+
 _BACK_OFF = wait_exponential(multiplier=0.5, max=60) + wait_random(0, 0.5)
 _OAUTH_REQUESTS = 100  # per five minutes, the vendor's own limit on the token endpoint
 _OAUTH_WINDOW = 300.0
@@ -514,7 +517,8 @@ class Client:
             self.traffic.bytes += bytes
 
     def _wait_for_budget(self, seconds: float) -> None:
-        self._on_wait(seconds)
+        if seconds >= _WORTH_TELLING:
+            self._on_wait(seconds)
         self._sleep(seconds)
 
     def _sleep(self, seconds: float) -> None:

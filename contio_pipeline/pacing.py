@@ -34,8 +34,12 @@ _LEAST_LEARNED = 0.05
 _PATIENCE, _MORE_PATIENCE, _LONGEST_PATIENCE = 1, 12, 288
 """Windows until more than what was learned is tried; so many times as long after each refusal, up to a day of 5 minutes each."""
 
-_MINE_NAP = 0.02
-"""Seconds until the next look, when one more request is only tried after those under way."""
+_UNPROVEN, _FEW = 0.1, 2
+"""Where more than this share of the limit is used, and more than the server ever allowed in a window, a process has so few under
+way: if the limit is lower than believed, no more are refused before that is known."""
+
+_NAP = 0.02
+"""Seconds until the next look, when one more request waits for those under way."""
 
 
 class Budget:
@@ -151,7 +155,9 @@ class Budget:
         """Seconds to wait (0 when a slot was taken) and the slot's number."""
         with self._change() as connection:
             now = self._clock()
-            [boot, held_until, taken] = connection.execute("SELECT boot, held_until, taken FROM state").fetchone()
+            [boot, held_until, taken, proven] = connection.execute(
+                "SELECT boot, held_until, taken, proven FROM state, proof"
+            ).fetchone()
             if boot != self._boot:
                 connection.execute("UPDATE slots SET stamp = ?", (now,))
                 connection.execute("UPDATE state SET boot = ?, held_until = 0", (self._boot,))
@@ -162,10 +168,13 @@ class Budget:
             taken -= connection.execute("DELETE FROM slots WHERE stamp <= ?", (now - self._window,)).rowcount
             allowed, _, probe_at, _ = self._learned(connection)
             more = allowed <= taken < self._limit and now >= probe_at
+            unproven = taken >= max(proven, _UNPROVEN * self._limit)
             if held_until > now:
                 result = held_until - now, 0
-            elif more and self._under_way:
-                result = _MINE_NAP, 0
+            elif more and connection.execute("SELECT 1 FROM slots WHERE stamp > ?", (now,)).fetchone():
+                result = _NAP, 0  # one at a time, of all processes
+            elif unproven and self._under_way >= _FEW:
+                result = _NAP, 0
             elif taken >= min(allowed, self._limit) and not more:
                 [leaves] = connection.execute(
                     "SELECT stamp FROM slots ORDER BY stamp LIMIT 1 OFFSET ?", (taken - min(allowed, self._limit),)
@@ -187,11 +196,14 @@ class Budget:
         with suppress(sqlite3.OperationalError):  # a full disk: the slot then stays taken for longer, which is safe
             connection = self._connection()
             now = self._clock()
+            connection.execute("UPDATE slots SET stamp = ? WHERE number = ?", (now, number))
             if refused:
                 connection.execute("DELETE FROM refusals WHERE stamp <= ?", (now - self._window,))
                 connection.execute("INSERT INTO refusals VALUES (?)", (now,))
-            connection.execute("UPDATE slots SET stamp = ? WHERE number = ?", (now, number))
-            if not refused and connection.execute("SELECT 1 FROM learned").fetchone():
+                connection.execute("UPDATE proof SET proven = 0")
+                return
+            connection.execute("UPDATE proof SET proven = taken FROM state WHERE taken > proven")
+            if connection.execute("SELECT 1 FROM learned").fetchone():
                 connection.execute("UPDATE learned SET allowed = max(allowed, ?)", (self._answered(connection),))
                 connection.execute("DELETE FROM learned WHERE allowed >= ?", (self._limit,))
 
@@ -238,6 +250,10 @@ class Budget:
                 "CREATE TABLE IF NOT EXISTS state "
                 "(one INTEGER PRIMARY KEY CHECK (one = 1), boot TEXT, held_until REAL, taken INT)"
             )
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS proof (one INTEGER PRIMARY KEY CHECK (one = 1), proven INT NOT NULL)"
+            )
+            connection.execute("INSERT OR IGNORE INTO proof VALUES (1, 0)")
             connection.execute("CREATE TABLE IF NOT EXISTS refusals (stamp REAL NOT NULL)")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS learned "

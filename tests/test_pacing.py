@@ -285,10 +285,10 @@ def test_a_refusal_that_has_nothing_to_do_with_the_limit_teaches_none(new_budget
 
 def test_a_crowd_that_is_refused_together_teaches_one_limit(new_budget: NewBudget) -> None:
     clock = Clock()
-    budget, server = new_budget(clock, limit=100), Server(clock, 40)
+    budget, other, server = new_budget(clock, limit=100), new_budget(clock, limit=100), Server(clock, 40)
     for _ in range(38):
         ask(budget, server)
-    under_way = [budget.slot() for _ in range(4)]
+    under_way = [one.slot() for one in (budget, budget, other, other)]
     for slot in under_way:
         slot.__enter__()
     outcomes = []
