@@ -23,7 +23,7 @@ from pathlib import Path
 
 import httpx
 
-from contio_pipeline.errors import AccountError, ConfigError
+from contio_pipeline.errors import AccountError, ConfigError, StorageError
 from contio_pipeline.folders import private_folder
 
 _REFRESH_AHEAD = 120.0
@@ -112,7 +112,20 @@ class TokenStore:
             ) from None
 
     def write(self, name: str, tokens: Tokens) -> None:
-        """Replace the account's tokens: on disk, whole, when this returns."""
+        """Replace the account's tokens: on disk, whole, when this returns.
+
+        Raises:
+            StorageError: they could not be written; those before stay.
+        """
+        try:
+            self._write(name, tokens)
+        except OSError as error:
+            raise StorageError(
+                f"the tokens of account {name!r} could not be written to {self._folder} ({error.strerror}): see that the disk "
+                "is not full and the folder is yours; those before stay"
+            ) from error
+
+    def _write(self, name: str, tokens: Tokens) -> None:
         path = self._path(name)
         private_folder(self._folder)
         descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".new-")  # made 0600 under any umask

@@ -166,12 +166,13 @@ def test_a_full_disk_leaves_the_old_tokens_and_nothing_else(store: TokenStore, f
 import resource, signal, sys
 from pathlib import Path
 from contio_pipeline.auth import Tokens, TokenStore
+from contio_pipeline.errors import StorageError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))  # as a full disk: what is beyond cannot be written
 try:
     TokenStore(Path(sys.argv[1])).write("ana", Tokens("new"))
-except OSError:
-    print("refused")
+except StorageError as error:
+    print("refused" if "those before stay" in str(error) else error)
 """
     command = [sys.executable, "-c", program, str(folder.parent)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
