@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from contio_pipeline.folders import private_folder
+from contio_pipeline.folders import flush, private_folder
 
 _READ_BYTES = 1 << 20
 
@@ -50,11 +51,7 @@ class Incoming:
         private_folder(target.parent)
         self._path.replace(target)
         for folder in (target.parent, target.parent.parent, self._folder):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            flush(folder)
         return digest
 
     def drop(self) -> None:
@@ -92,6 +89,23 @@ class DocumentStore:
         except FileNotFoundError:
             return False
         return found.hexdigest() == digest
+
+    def path(self, digest: str) -> Path:
+        """Where the bytes of that hash are, if they are stored."""
+        return path_of(self.folder, digest)
+
+    def files(self) -> Iterator[Path]:
+        """Every stored document, named by its hash."""
+        return self.folder.glob("??/??/*")
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Delete stored documents, durably; call it while holding the writer's lock."""
+        folders = set()
+        for path in paths:
+            path.unlink()
+            folders.add(path.parent)
+        for folder in folders:
+            flush(folder)
 
     def clear_incoming(self) -> None:
         """Remove what killed downloads left behind; call it while holding the writer's lock."""

@@ -1,10 +1,11 @@
-"""Folders that are their owner's alone.
+"""Folders that are their owner's alone, and what is in them made durable.
 
-What lives here: making them. What never does: anything that is put into them.
+What lives here: making folders, flushing. What never does: anything that is put into them.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from contio_pipeline.errors import StorageError
@@ -28,3 +29,12 @@ def private_folder(path: Path) -> Path:
             "or set CONTIO_DATA_DIR or CONTIO_STATE_DIR"
         ) from None
     return path
+
+
+def flush(path: Path) -> None:
+    """Make a file's bytes, or a folder's entries, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -30,6 +30,7 @@ import duckdb
 
 from contio_pipeline import __version__
 from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
+from contio_pipeline.folders import flush
 from contio_pipeline.streams import RUNS, Table, tables
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.workfile import frugal, with_room
@@ -147,8 +148,13 @@ def ask(generation: Generation, sql: str) -> Answer:
     return Answer(names, kinds, rows())
 
 
-def publish(warehouse: Warehouse, now: datetime) -> tuple[Generation, bool]:
+def publish(warehouse: Warehouse, now: datetime, *, anew: bool = False) -> tuple[Generation, bool]:
     """Make what the warehouse holds readable.
+
+    Args:
+        warehouse: open.
+        now: names the generation.
+        anew: make a generation also when nothing changed.
 
     Returns:
         The current generation, and whether it is a new one: nothing changed makes none.
@@ -159,7 +165,7 @@ def publish(warehouse: Warehouse, now: datetime) -> tuple[Generation, bool]:
     data_dir = warehouse.path.parent
     prints = {table.full_name: _fingerprints(warehouse.connection, table) for table in tables(warehouse.streams)}
     try:
-        return _publish(warehouse, data_dir, prints, now)
+        return _publish(warehouse, data_dir, prints, now, anew=anew)
     except (OSError, duckdb.Error) as error:
         raise StorageError(
             f"publishing to {data_dir} failed ({error}): the current generation stays as it was"
@@ -167,7 +173,7 @@ def publish(warehouse: Warehouse, now: datetime) -> tuple[Generation, bool]:
 
 
 def _publish(
-    warehouse: Warehouse, data_dir: Path, prints: dict[str, dict[str, str]], now: datetime
+    warehouse: Warehouse, data_dir: Path, prints: dict[str, dict[str, str]], now: datetime, *, anew: bool
 ) -> tuple[Generation, bool]:
     if (data_dir / "current").exists() and not (data_dir / "current").is_symlink():
         raise StorageError(
@@ -179,7 +185,8 @@ def _publish(
     if before and not intact:
         log.warning("%s was changed or damaged since it was published: it is replaced", before.folder)
     comparable = intact and before and before.manifest["fingerprints_of"] == _maker()
-    if before and comparable and before.manifest["fingerprints"] == prints and _fresh_enough(warehouse, before, now):
+    same = before and comparable and before.manifest["fingerprints"] == prints
+    if before and same and not anew and _fresh_enough(warehouse, before, now):
         return before, False
 
     # Names sort by time, also when the clock was set back.
@@ -217,7 +224,7 @@ def _publish(
     generation.parent.chmod(0o755)
     staging.rename(generation)
     staging.parent.rmdir()
-    _sync_folder(generation.parent)
+    flush(generation.parent)
     _flip(data_dir, generation)
     return Generation(generation, manifest), True
 
@@ -310,7 +317,7 @@ def _make_durable(staging: Path) -> None:
     """Flush every file and folder, and let readers of this machine read them but nobody write them."""
     for path in [*_walk(staging), staging]:
         path.chmod(0o755 if path.is_dir() else 0o444)
-        _sync_folder(path)
+        flush(path)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -320,19 +327,11 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield path
 
 
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _flip(data_dir: Path, generation: Path) -> None:
     link = data_dir / f".current-{secrets.token_hex(3)}"
     link.symlink_to(generation.relative_to(data_dir))
     link.replace(data_dir / "current")
-    _sync_folder(data_dir)
+    flush(data_dir)
 
 
 def _clean_up(data_dir: Path, now: datetime) -> None:
@@ -350,6 +349,12 @@ def _clean_up(data_dir: Path, now: datetime) -> None:
         replaced = live is not None and folder.name < live.name and successor is not None
         if never_current or (replaced and successor and _made_at(successor.name) < now - _KEEP):
             shutil.rmtree(folder)
+
+
+def replaced(data_dir: Path) -> list[Path]:
+    """The folders of all generations but the current one, however young."""
+    live = _current_or_none(data_dir)
+    return [path for path in sorted((data_dir / "generations").glob("*Z-*")) if live is None or path != live.folder]
 
 
 def _current_or_none(data_dir: Path) -> Generation | None:

@@ -478,6 +478,11 @@ class Warehouse(WorkFile):
         )
         return {(row["id"], row["_version"]): row for row in rows}
 
+    def digests(self) -> list[str]:
+        """The hashes of all documents that rows refer to, sorted."""
+        sql = f"SELECT DISTINCT sha256 FROM {DOCUMENT_CONTENTS.full_name} WHERE sha256 IS NOT NULL ORDER BY 1"
+        return [str(digest) for (digest,) in self.connection.execute(sql).fetchall()]
+
     def run(self, run_id: str) -> dict[str, Any] | None:
         """The run's row of `ops.runs`, if a part of it has begun."""
         return next(iter(self.query(f"SELECT * FROM {RUNS.full_name} WHERE run_id = ?", [run_id])), None)

@@ -25,7 +25,7 @@ import duckdb
 import pyarrow as pa
 
 from contio_pipeline.errors import ConfigError, StorageError, WarehouseBusy
-from contio_pipeline.folders import private_folder
+from contio_pipeline.folders import flush, private_folder
 from contio_pipeline.streams import META, STREAMS, Column, Kind, Stream, Table, tables
 
 SCHEMA_VERSION = 1
@@ -88,12 +88,14 @@ class WorkFile:
         streams: tuple[Stream, ...] = STREAMS,
         version: int = SCHEMA_VERSION,
         migrations: Mapping[int, str] = MIGRATIONS,
+        lock: int | None = None,
     ) -> None:
+        """See the class; `lock` is what `take_lock` returned, where the caller had to have it before."""
         self.path = data_dir / "warehouse.duckdb"
         self._spill = data_dir / "warehouse.duckdb.tmp"
         self.streams = streams
         self._version = version
-        self._lock = _take_lock(data_dir)
+        self._lock = take_lock(data_dir) if lock is None else lock
         self._connection: duckdb.DuckDBPyConnection | None = None
         try:
             self._open(origin, migrations)
@@ -166,6 +168,29 @@ class WorkFile:
         finally:
             self._connection = self._connect()
 
+    def rewrite(self) -> None:
+        """Write the file anew: no byte of a row that was deleted is left in it. It needs as much free space again.
+
+        The old file is whole until the new one takes its place.
+        """
+        with self.closed_file() as file:
+            fresh = self._spill / "fresh.duckdb"
+            fresh.unlink(missing_ok=True)
+            connection = self._duckdb()
+            try:
+                connection.execute(f"ATTACH {_literal(str(file))} AS old (READ_ONLY)")
+                _attach(connection, fresh, "fresh")
+                with_room(connection, lambda: connection.execute("COPY FROM DATABASE old TO fresh"))
+                connection.execute("CHECKPOINT fresh")
+            except duckdb.Error as error:
+                raise self._failed(error) from error
+            finally:
+                connection.close()
+            fresh.chmod(0o600)
+            flush(fresh)
+            fresh.replace(file)
+            flush(file.parent)
+
     @contextmanager
     def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """Everything inside commits together or not at all.
@@ -228,18 +253,23 @@ class WorkFile:
         new.replace(self.path)
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "autoinstall_known_extensions": False,
-            "temp_directory": str(self._spill),
-        }
         try:
-            self._spill.mkdir(mode=0o700, exist_ok=True)
-            connection = duckdb.connect(":memory:", config=config)
+            connection = self._duckdb()
             _attach(connection, self.path)
             connection.execute("USE warehouse")
         except duckdb.Error as error:
             raise self._failed(error) from None
         connection.execute("SET TimeZone = 'UTC'")  # as a connect option it fails on 2.0
+        return connection
+
+    def _duckdb(self) -> duckdb.DuckDBPyConnection:
+        """DuckDB without a file yet, frugal, with a private folder for what it puts aside."""
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "autoinstall_known_extensions": False,
+            "temp_directory": str(self._spill),
+        }
+        self._spill.mkdir(mode=0o700, exist_ok=True)
+        connection = duckdb.connect(":memory:", config=config)
         frugal(connection)
         return connection
 
@@ -314,9 +344,9 @@ class WorkFile:
                 )
 
 
-def _attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+def _attach(connection: duckdb.DuckDBPyConnection, file: Path, name: str = "warehouse") -> None:
     connection.execute(
-        f"ATTACH {_literal(str(file))} AS warehouse (STORAGE_VERSION {_literal(STORAGE_VERSION)}, "
+        f"ATTACH {_literal(str(file))} AS {name} (STORAGE_VERSION {_literal(STORAGE_VERSION)}, "
         f"ROW_GROUP_SIZE {_ROW_GROUP})"
     )
 
@@ -363,7 +393,7 @@ def insert(connection: duckdb.DuckDBPyConnection, table: Table, row: Mapping[str
     )
 
 
-def _take_lock(data_dir: Path) -> int:
+def take_lock(data_dir: Path) -> int:
     """The descriptor that holds the data folder's writer lock until it is closed."""
     try:
         private_folder(data_dir)
@@ -385,12 +415,36 @@ def _take_lock(data_dir: Path) -> int:
     return descriptor
 
 
+def old_copies(data_dir: Path) -> list[Path]:
+    """Earlier warehouses that a migration or a restore put aside in the data folder."""
+    return sorted(path for kind in ("version", "before-restore") for path in data_dir.glob(f"warehouse-{kind}-*"))
+
+
+def replace_file(data_dir: Path, whole: Path, aside: Path) -> bool:
+    """Put a whole file, closed and on the same disk, in the place of the working file; call it with the lock.
+
+    Returns:
+        Whether there was a file before; it is `aside` now, with the log that a killed process may have left.
+    """
+    path = data_dir / "warehouse.duckdb"
+    log = path.with_name(f"{path.name}.wal")
+    if log.exists():  # first, for DuckDB must never find it beside another file
+        log.replace(aside.with_name(f"{aside.name}.wal"))
+    there = path.exists()
+    if there:
+        path.replace(aside)
+    whole.chmod(0o600)
+    flush(whole)
+    whole.replace(path)
+    flush(data_dir)
+    return there
+
+
 def _copy(source: Path, target: Path) -> None:
     temporary = target.with_suffix(".part")
     shutil.copyfile(source, temporary)
     temporary.chmod(0o600)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    flush(temporary)
     temporary.replace(target)
 
 

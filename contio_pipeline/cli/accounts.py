@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from contio_pipeline.cli.common import Verbose, app, as_table, command, show, shown
+from contio_pipeline.cli.keeping import DryRun, Yes, erase
 from contio_pipeline.errors import AccountError, ApiError, ConfigError
 
 if TYPE_CHECKING:
@@ -114,11 +115,24 @@ def accounts_list(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callb
 @command(accounts_app, "remove")
 def accounts_remove(
     name: Annotated[str, typer.Argument(help="The account.")],
+    purge: Annotated[bool, typer.Option("--purge", help="Erase all that was read through it too.")] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
-    """Forget an account's tokens; its rows stay in the warehouse."""
+    """Forget an account's tokens; its rows stay in the warehouse, but for --purge.
+
+    With --purge its rows, their history, quarantine, documents that no other account refers to and all old generations are
+    erased, and the files written anew. Look with --dry-run first; --yes erases.
+    """
     from contio_pipeline.auth import TokenStore
     from contio_pipeline.settings import load_settings
+
+    if purge:
+        erase(account=name, email=None, dry_run=dry_run, yes=yes)
+        return
+    if dry_run or yes:
+        raise ConfigError("--dry-run and --yes go with --purge; without it the rows stay, and there is nothing to list")
 
     TokenStore(load_settings().state_dir).remove(name)
     print(f"Removed account {name}: it is not synced any more. Its rows stay.")
