@@ -354,7 +354,7 @@ def _clean_up(data_dir: Path, now: datetime) -> None:
 def replaced(data_dir: Path) -> list[Path]:
     """The folders of all generations but the current one, however young."""
     live = _current_or_none(data_dir)
-    return [path for path in sorted((data_dir / "generations").glob("*Z-*")) if live is None or path != live.folder]
+    return [path for path in sorted((data_dir / "generations").glob("*Z-*")) if live is None or path.name != live.name]
 
 
 def _current_or_none(data_dir: Path) -> Generation | None:

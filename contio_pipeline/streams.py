@@ -487,7 +487,8 @@ LISTED = Table(
 META = Table(
     "ops",
     "meta",
-    "What the warehouse is: api_origin, schema_version, and a hash of the application's client id.",
+    "What the warehouse is: api_origin, schema_version, a hash of the application's client id, and since when an erasure is not "
+    "finished.",
     _columns(key=("text", "Which fact."), value=("text", "The fact.")),
     volatile=("key", "value"),
 )

@@ -428,13 +428,13 @@ def replace_file(data_dir: Path, whole: Path, aside: Path) -> bool:
     """
     path = data_dir / "warehouse.duckdb"
     log = path.with_name(f"{path.name}.wal")
+    whole.chmod(0o600)
+    flush(whole)
     if log.exists():  # first, for DuckDB must never find it beside another file
         log.replace(aside.with_name(f"{aside.name}.wal"))
     there = path.exists()
     if there:
         path.replace(aside)
-    whole.chmod(0o600)
-    flush(whole)
     whole.replace(path)
     flush(data_dir)
     return there

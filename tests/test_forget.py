@@ -108,7 +108,7 @@ def mention(place: Place) -> dict[str, str]:
 
 
 def test_forgetting_leaves_no_trace_in_any_file_and_touches_nothing_else(new_place: NewPlace) -> None:
-    place = new_place(meetings=10, accounts=2)
+    place = new_place(meetings=5, accounts=2)
     place.sync()
     harmless = rows_of(place.settings.data_dir / "current/contio.duckdb")
     marks = mention(place)
@@ -150,7 +150,7 @@ def test_forgetting_leaves_no_trace_in_any_file_and_touches_nothing_else(new_pla
 
 
 def test_an_account_is_purged_with_its_tokens_and_nobody_elses_rows_or_documents_change(new_place: NewPlace) -> None:
-    place = new_place(meetings=10, accounts=2)
+    place = new_place(meetings=5, accounts=2)
     place.sync()
     data, ids = place.settings.data_dir, [row["id"] for row in place.world.items("bo", "meetings")]
     place.world.update("meetings", ids=ids[:2], title="changed")
@@ -184,7 +184,7 @@ def test_an_account_is_purged_with_its_tokens_and_nobody_elses_rows_or_documents
 
 
 def test_an_account_that_has_no_tokens_any_more_is_purged_too(new_place: NewPlace) -> None:
-    place = new_place(meetings=10, accounts=1)
+    place = new_place(meetings=5, accounts=1)
     place.sync(documents=False)
     assert call("accounts", "remove", "ana", env=place.environment).returncode == 0
     assert place.query("SELECT count(*) > 0 FROM raw.meetings") == [(True,)]
@@ -193,7 +193,7 @@ def test_an_account_that_has_no_tokens_any_more_is_purged_too(new_place: NewPlac
 
 
 def test_forgetting_a_user_removes_the_account_and_what_names_the_user_elsewhere(new_place: NewPlace) -> None:
-    place = new_place(meetings=10, accounts=2)
+    place = new_place(meetings=5, accounts=2)
     place.sync()
     user = place.world.accounts["bo"].user_id
     [count] = place.query(
@@ -253,7 +253,7 @@ def test_killed_at_any_step_the_same_command_completes_it(new_place: NewPlace, t
 def test_an_account_whose_purge_was_killed_is_purged_by_the_same_command(
     new_place: NewPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = new_place(meetings=10, accounts=2)
+    place = new_place(meetings=5, accounts=2)
     place.sync()
     with monkeypatch.context() as patched:
         patched.setattr(Warehouse, "rewrite", lambda _: (_ for _ in ()).throw(OSError("No space left on device")))
@@ -268,7 +268,7 @@ def test_an_account_whose_purge_was_killed_is_purged_by_the_same_command(
 def test_months_that_held_what_was_erased_are_written_anew_and_all_others_are_the_same_files(
     new_place: NewPlace,
 ) -> None:
-    place = new_place(meetings=10, accounts=1)
+    place = new_place(meetings=5, accounts=1)
     place.world.insert("meetings", title=ZOE, start_time="2024-02-03T10:00:00Z")
     place.world.insert("meetings", title="b", start_time="2024-02-04T10:00:00Z")
     place.world.insert("meetings", title="c", start_time="2024-03-04T10:00:00Z")
@@ -286,16 +286,19 @@ def test_months_that_held_what_was_erased_are_written_anew_and_all_others_are_th
     assert inode("2024-03") == before["2024-03"]
 
 
-def test_copies_that_a_migration_or_a_restore_put_aside_are_erased(new_place: NewPlace) -> None:
-    place = new_place(meetings=10, accounts=1)
+def test_copies_that_a_migration_or_a_restore_put_aside_are_erased_also_behind_a_link(new_place: NewPlace) -> None:
+    place = new_place(meetings=5, accounts=1)
     place.sync(streams=["meetings"])
     data = place.settings.data_dir
+    data.rename(place.folder / "elsewhere")
+    data.symlink_to("elsewhere")
     copies = [data / "warehouse-version-0.duckdb", data / "warehouse-before-restore-20260101T000000.000000Z.duckdb"]
     for copy in copies:
         shutil.copyfile(data / "warehouse.duckdb", copy)
     assert forget(place.settings, address=ZOE, dry_run=True, now=datetime.now(UTC)).copies == sorted(copies)
     forget(place.settings, address=ZOE, dry_run=False, now=datetime.now(UTC))
     assert list(data.glob("warehouse*")) == [data / "warehouse.duckdb"]
+    assert place.query("SELECT count(*) FROM raw.meetings")[0][0]
 
 
 @pytest.mark.parametrize(
