@@ -151,6 +151,7 @@ def test_forgetting_leaves_no_trace_in_any_file_and_touches_nothing_else(new_pla
 
 def test_an_account_is_purged_with_its_tokens_and_nobody_elses_rows_or_documents_change(new_place: NewPlace) -> None:
     place = new_place(meetings=5, accounts=2)
+    place.world.insert("context_documents", meeting_id=place.world.insert("meetings", account="bo")[0])
     place.sync()
     data, ids = place.settings.data_dir, [row["id"] for row in place.world.items("bo", "meetings")]
     place.world.update("meetings", ids=ids[:2], title="changed")
