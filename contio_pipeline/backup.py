@@ -263,7 +263,9 @@ def _verified(folder: Path) -> dict[str, Any]:
         _missing, _origin = manifest["missing"], manifest["api_origin"]
         names = {_WAREHOUSE, _SETTINGS} - files.keys() or {name for name in files if not _FILE.fullmatch(name)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{refused} (its manifest.json: {error}): nothing was touched; give another one") from None
+        raise ConfigError(
+            f"{refused} (its manifest.json: {error}): nothing was touched; give a folder {_NAME}…"
+        ) from None
     if known != FORMAT or not isinstance(schema, int) or schema > SCHEMA_VERSION:
         raise ConfigError(
             f"{folder} was made by contio-pipeline {manifest.get('version')}, in a newer form than this one knows: upgrade "

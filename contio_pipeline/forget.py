@@ -21,7 +21,7 @@ from contio_pipeline.auth import TokenStore
 from contio_pipeline.documents import DocumentStore
 from contio_pipeline.erase import Erasure
 from contio_pipeline.errors import ConfigError, StorageError
-from contio_pipeline.publish import publish, replaced
+from contio_pipeline.publish import generations, publish
 from contio_pipeline.settings import Settings
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.workfile import old_copies, with_room
@@ -50,7 +50,7 @@ class Forgotten:
         rows: table -> rows.
         live: how many of these were live rows of streams.
         documents: files that no row refers to any more, and `document_bytes` their size.
-        folders: of replaced generations.
+        folders: of generations; the one that is published instead is not among them.
         copies: earlier warehouses put aside in the data folder.
         dagster: files of Dagster's own in which the address was found.
     """
@@ -93,7 +93,7 @@ def forget(
         found = with_room(
             warehouse.connection, lambda: _rows(settings, warehouse, account, address, dry_run=dry_run, now=now)
         )
-        found.folders, found.copies = replaced(settings.data_dir), old_copies(settings.data_dir)
+        found.folders, found.copies = generations(settings.data_dir), old_copies(settings.data_dir)
         if not dry_run:
             try:
                 _files(settings, warehouse, found, now)
@@ -161,9 +161,8 @@ def _files(settings: Settings, warehouse: Warehouse, found: Forgotten, now: date
     warehouse.rewrite()
     for copy in found.copies:
         copy.unlink()
-    publish(warehouse, now, anew=True)
-    found.folders = replaced(settings.data_dir)
-    for folder in found.folders:
+    generation, _new = publish(warehouse, now, anew=True)
+    for folder in [folder for folder in generations(settings.data_dir) if folder.name != generation.name]:
         shutil.rmtree(folder)
     with warehouse.transaction():
         warehouse.put_meta(_UNFINISHED, "")

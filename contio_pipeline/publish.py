@@ -343,7 +343,7 @@ def _clean_up(data_dir: Path, now: datetime) -> None:
     for link in data_dir.glob(".current-*"):
         link.unlink()
     live = _current_or_none(data_dir)
-    folders = sorted((data_dir / "generations").glob("*Z-*"))
+    folders = generations(data_dir)
     for folder, successor in zip_longest(folders, folders[1:]):
         never_current = live is None or folder.name > live.name
         replaced = live is not None and folder.name < live.name and successor is not None
@@ -351,10 +351,9 @@ def _clean_up(data_dir: Path, now: datetime) -> None:
             shutil.rmtree(folder)
 
 
-def replaced(data_dir: Path) -> list[Path]:
-    """The folders of all generations but the current one, however young."""
-    live = _current_or_none(data_dir)
-    return [path for path in sorted((data_dir / "generations").glob("*Z-*")) if live is None or path.name != live.name]
+def generations(data_dir: Path) -> list[Path]:
+    """The folders of all generations, the oldest first."""
+    return sorted((data_dir / "generations").glob("*Z-*"))
 
 
 def _current_or_none(data_dir: Path) -> Generation | None:

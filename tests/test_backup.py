@@ -68,7 +68,7 @@ def test_a_backup_is_restored_elsewhere_exactly_and_synced_on_from_there(place: 
     assert held(place.settings.data_dir) == before
     assert stored(place.settings.data_dir) == documents
     check(place.world, place.settings)
-    place.add_accounts()
+    place.add_accounts(signed_in=True)
     place.sandbox.reset_log()
     report = place.sync()
     assert (report.complete, report.total("inserted"), report.total("updated")) == (True, 0, 0)

@@ -74,12 +74,12 @@ def _print_forgotten(found: Forgotten, *, dry_run: bool) -> None:
     )
     rows += [
         ("documents that no row refers to", len(found.documents), found.document_bytes),
-        ("replaced generations", len(found.folders), None if not dry_run else _size(found.folders)),
+        ("generations, for a new one", len(found.folders), None if not dry_run else _size(found.folders)),
         ("earlier copies of the warehouse", len(found.copies), None if not dry_run else _size(found.copies)),
     ]
     show(as_table(("would be erased" if dry_run else "erased", "count", "bytes"), [row for row in rows if row[1]]))
-    if not sum(row[1] for row in rows):
-        print("Nothing of it is stored.")
+    if not found.rows and not found.documents:
+        print("No row and no document holds anything of it.")
     if not dry_run:
         print("The warehouse was written anew and published: no byte of it is left there.")
 
