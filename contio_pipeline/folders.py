@@ -16,9 +16,10 @@ MOUNTS = Path("/proc/self/mounts")
 """What is mounted where; other systems than Linux have no such file."""
 
 _NETWORK = re.compile(
-    r"nfs\d?|cifs|smb\d?|smbfs|ncpfs|afs|auristorfs|9p|ceph|glusterfs|lustre|beegfs|gpfs|pvfs2|orangefs|ocfs2|gfs2|davfs\d?|"
-    r"fuse\.(?!.*(?:fuseblk|ntfs|exfat|bindfs|overlayfs|gvfsd|portal|lxcfs|gocryptfs|encfs|cryfs|mergerfs|squashfuse)).+"
+    r"nfs\d?|cifs|smb\d|smbfs|ncpfs|afs|9p|ceph|glusterfs|lustre|beegfs|gpfs|pvfs2|davfs2?|"
+    r"fuse\.(sshfs|glusterfs|ceph\S*|rclone|s3fs|goofys|gcsfuse|juicefs|mountpoint-s3|davfs2?|smbnetfs|curlftpfs)"
 )
+"""Types whose locks do not reach other machines, or that lose them when the network does."""
 
 
 def private_folder(path: Path) -> Path:
@@ -51,7 +52,7 @@ def private_file(path: Path, text: str) -> None:
 def network_file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
     """The type of the network file system that the folder lies (or would lie) on; None where it is none, or nobody says."""
     try:
-        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
         place = path.resolve()
     except (OSError, RuntimeError):  # no such table; a link that leads to itself
         return None
