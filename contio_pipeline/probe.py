@@ -265,8 +265,8 @@ def _ask_ranges(of: _List) -> None:
     middle = of.now.replace(microsecond=0)
     page = of.within(middle - _SHORT / 2, middle + _SHORT / 2, limit=str(PAGE_SIZE), direction="desc")
     known = _known_rows(of.stream, page.items)
-    _compare_with_details(of, known)
     before = page.total, _latest(of.stream, known)
+    of.found[RANGE] = f"{_in_years(_YEARS[-1])} or more"
     for years in _YEARS:
         half = timedelta(days=365 * years) / 2
         try:
@@ -275,13 +275,15 @@ def _ask_ranges(of: _List) -> None:
             if error.status not in _REFUSED_QUERY:
                 raise
             of.found[RANGE] = f"less than {_in_years(years)}: refused"
-            return
-        this = page.total, _latest(of.stream, _known_rows(of.stream, page.items))
+            break
+        longer = _known_rows(of.stream, page.items)
+        known = known or longer
+        this = page.total, _latest(of.stream, longer)
         if this[0] < before[0] or this[1] < before[1]:
             of.found[RANGE] = f"less than {_in_years(years)}: cut off without a word"
-            return
+            break
         before = this
-    of.found[RANGE] = f"{_in_years(_YEARS[-1])} or more"
+    _compare_with_details(of, known)
 
 
 def _latest(stream: Stream, known: Sequence[_Known]) -> datetime:

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from contio_pipeline import __version__
-from contio_pipeline.cli import accounts, reading, syncing, trying  # noqa: F401 - they register their commands
+from contio_pipeline.cli import accounts, doctor, reading, syncing, trying  # noqa: F401 - they register their commands
 from contio_pipeline.cli.common import Verbose, app, log
 from contio_pipeline.errors import ContioError
 
