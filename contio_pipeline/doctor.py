@@ -176,6 +176,10 @@ def examine(
             yield from _guarded("API", _undocumented(case))
 
 
+class _Busy(ApiError):
+    """The request budget is not waited for any longer. It is no `Throttled`: nobody else is to hold back for it."""
+
+
 class _Patience:
     """Waits for the request budget, but not for ever."""
 
@@ -185,15 +189,15 @@ class _Patience:
     def __call__(self, seconds: float) -> None:
         self._left -= seconds
         if self._left < 0:
-            raise Throttled("the request budget is used up, or the API asked to be left alone: a sync may be at work")
+            raise _Busy("the request budget is used up, or the API asked to be left alone: a sync may be at work")
 
 
-def _guarded(area: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+def _guarded(area: str, findings: Iterator[Finding], subject: str = "") -> Iterator[Finding]:
     """What was found until something was in the way, and what that was."""
     try:
         yield from findings
     except (ContioError, OSError) as error:
-        yield Finding(area, "", "problem", str(error), "correct this, and ask again")
+        yield Finding(area, subject, "problem", str(error), "correct this, and ask again")
 
 
 # Configuration, machine ---------------------------------------------------------------------------------------------------
@@ -331,7 +335,7 @@ def _accounts(case: _Examination, store: TokenStore) -> Iterator[Finding]:
     if not case.accounts:
         yield Finding("account", "", "problem", "there are no accounts yet", f"add one: {_consent_again('NAME')}")
     for name in case.accounts:
-        yield from _guarded("account", _account(case, store, name))
+        yield from _guarded("account", _account(case, store, name), name)
 
 
 def _account(case: _Examination, store: TokenStore, name: str) -> Iterator[Finding]:
@@ -362,7 +366,7 @@ def _ask_profile(case: _Examination, client: Client, name: str) -> Finding:
         case.usable.append(name)
         remedy = f"deletions cannot be confirmed; {_consent_again(name)}"
         return Finding("account", name, "warning", f"its profile cannot be read ({error})", remedy)
-    except Throttled as error:
+    except (Throttled, _Busy) as error:
         case.client = None
         return Finding(
             "account", name, "problem", str(error), "ask again in a few minutes; --offline asks the API nothing"

@@ -82,8 +82,9 @@ def test_where_all_is_well_nothing_is_found(small: Place) -> None:
 
 
 def test_each_account_is_looked_at_whatever_is_wrong_with_the_others(new_place: NewPlace) -> None:
-    place = new_place(meetings=5, accounts=5)
-    damaged, revoked, narrow, blind, well = place.world.accounts
+    place = new_place(meetings=5, accounts=6)
+    damaged, revoked, narrow, blind, swapped, well = place.world.accounts
+    refreshed(place, swapped, 0, profile_id="somebody else")
     (place.settings.state_dir / "accounts" / f"{damaged}.json").write_text("{")
     place.sandbox.revoke(revoked)
     place.world.accounts[narrow].scopes = ("profile", "meetings:read", "calendar:read")
@@ -95,6 +96,7 @@ def test_each_account_is_looked_at_whatever_is_wrong_with_the_others(new_place: 
         ("problem", "account", f"{narrow}: scopes"),
         ("warning", "account", blind),
         ("problem", "account", f"{blind}: scopes"),
+        ("problem", "account", swapped),
         ("warning", "data", "published"),
     }
     assert f"contio-pipeline accounts add {revoked} " in one(findings, "account", revoked).remedy
@@ -299,8 +301,10 @@ def test_a_budget_that_is_used_up_is_not_waited_for(small: Place) -> None:
     findings = look(small, patience=0)
     assert [one(findings, "account", name).level for name in ("ana", "bo")] == ["ok", "ok"]
     assert "budget is used up" in one(findings, "account", "cem").found
-    assert "used" in one(findings, "budget", "requests").found
+    assert "all are used" in one(findings, "budget", "requests").found
     assert one(findings, "budget", "requests").level == "warning"
+    small.overrides["rate_limit"] = 10
+    assert one(look(small, offline=True), "budget", "requests").level == "ok"  # nobody is held back by our impatience
 
 
 def test_an_api_that_asked_to_hold_back_is_asked_nothing_more(small: Place) -> None:
