@@ -5,7 +5,7 @@ BIN := .venv/bin
 READERS := 1.2.2 1.3.2 1.4.4 2.0.0
 WORKERS ?= 2
 
-.PHONY: help install demo up test test-duckdb2 test-browser check format lock clean
+.PHONY: help install demo up test torture test-duckdb2 test-browser check format lock clean
 help: ## what the targets do
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
@@ -36,6 +36,9 @@ test: install $(READERS:%=.venv/duckdb-%/installed) ## run the tests
 
 test-browser: install ## run the tests that need Chromium (Debian: apt-get install chromium)
 	@$(BIN)/python -m pytest -m browser $(ARGS)
+
+torture: install ## kill -9 syncs, publishes and refreshes at random instants, 200 times (ARGS="--kills 1000")
+	@PYTHONPATH=tests $(BIN)/python tests/torture.py $(ARGS)
 
 test-duckdb2: install $(READERS:%=.venv/duckdb-%/installed) ## run the storage tests and whole syncs on DuckDB 2.0
 	@PYTHONPATH=.venv/duckdb-2.0.0 $(BIN)/python -m pytest -n $(WORKERS) \

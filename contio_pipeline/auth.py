@@ -1,7 +1,7 @@
 """Accounts and their tokens: a locked, durable store, and the httpx.Auth that refreshes ahead of expiry and once on 401.
 
-What lives here: everything that touches a token. What never does: retries, pacing, the API's lists. No text made here
-ever holds a token.
+What lives here: keeping tokens and signing with them. What never does: asking for new ones (`refresh`), retries, pacing. No
+text made here ever holds a token.
 
 Refresh tokens rotate: the answer to a refresh makes the old token void, so the new one is on disk before it is used. One
 lock file per account makes sure that of two processes one refreshes and the other reads what it wrote.
@@ -9,7 +9,6 @@ lock file per account makes sure that of two processes one refreshes and the oth
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import os
@@ -20,26 +19,18 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import httpx
-from pydantic import SecretStr
 
-from contio_pipeline.errors import AccountError, ApiError, BrokenAnswer, ConfigError, Transient, Unauthorized
+from contio_pipeline.errors import AccountError, ConfigError, StorageError
 from contio_pipeline.folders import private_folder
-from contio_pipeline.protocol import check_status, read_object
 
 _REFRESH_AHEAD = 120.0
 """Seconds before the stated expiry from which an access token is no longer used."""
 
 Slot = Callable[[], AbstractContextManager[None]]
 """Waits for a place in a request budget, and holds it."""
-
-_DEFAULT_LIFETIME = 3600.0
-_LONGEST_LIFETIME = 365 * 86_400.0
-"""Seconds; an `expires_in` that is absent or beyond belief counts as the default."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@+._-]{0,99}")
 
@@ -63,6 +54,19 @@ class Tokens:
 
     def __repr__(self) -> str:
         return f"Tokens(profile_id={self.profile_id!r}, scope={self.scope!r})"
+
+
+def lasts(tokens: Tokens, now: float) -> bool:
+    """Whether the access token can be used for a while yet."""
+    return tokens.expires_at - _REFRESH_AHEAD > now
+
+
+def how_to_renew(name: str) -> str:
+    """What to do when an account's consent is of no use any more."""
+    return (
+        "get a new one with contio-pipeline login "
+        f"--account {name}, or give it to contio-pipeline accounts add {name} --refresh-token-stdin"
+    )
 
 
 def _read_tokens(text: str) -> Tokens:
@@ -108,7 +112,20 @@ class TokenStore:
             ) from None
 
     def write(self, name: str, tokens: Tokens) -> None:
-        """Replace the account's tokens: on disk, whole, when this returns."""
+        """Replace the account's tokens: on disk, whole, when this returns.
+
+        Raises:
+            StorageError: they could not be written; those before stay.
+        """
+        try:
+            self._write(name, tokens)
+        except OSError as error:
+            raise StorageError(
+                f"the tokens of account {name!r} could not be written to {self._folder} ({error.strerror}): see that the disk "
+                "is not full and the folder is yours; those before stay"
+            ) from error
+
+    def _write(self, name: str, tokens: Tokens) -> None:
         path = self._path(name)
         private_folder(self._folder)
         descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".new-")  # made 0600 under any umask
@@ -139,13 +156,13 @@ class TokenStore:
         self._path(name).unlink()
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Hold the account's tokens against every other process and thread."""
+    def lock(self, name: str) -> Iterator[int]:
+        """Hold the account's tokens against every other process and thread; gives the open lock file."""
         private_folder(self._folder)
         descriptor = os.open(self._path(name).with_name(f".{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -160,8 +177,15 @@ class TokenStore:
 class AccountAuth(httpx.Auth):
     """Signs requests with one account's access token, and refreshes it.
 
-    The flow yields the token request itself, so the client's retries, limits and timeouts apply to it. The client holds a
-    slot of the request budget for the first try; `api_slot` and `token_slot` pay for what the flow sends besides.
+    The client holds a slot of the request budget for the first try; `api_slot` and `token_slot` pay for what is sent besides.
+
+    Args:
+        name: of the account.
+        store: of its tokens.
+        refresh: makes the stored tokens newer than an access token, given it and the account's name; see `refresh`.
+        api_slot: of the API's budget.
+        token_slot: of the token endpoint's.
+        clock: Unix seconds.
     """
 
     def __init__(
@@ -169,16 +193,14 @@ class AccountAuth(httpx.Auth):
         name: str,
         store: TokenStore,
         *,
-        token_url: str,
-        credentials: tuple[str, SecretStr],
+        refresh: Callable[[str, str], Tokens],
         api_slot: Slot = nullcontext,
         token_slot: Slot = nullcontext,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
         self._store = store
-        self._token_url = token_url
-        self._credentials = credentials
+        self._renew = refresh
         self._api_slot = api_slot
         self._token_slot = token_slot
         self._clock = clock
@@ -192,94 +214,27 @@ class AccountAuth(httpx.Auth):
             AccountError: the refresh token is no longer accepted.
             ApiError: the token endpoint failed.
         """
-        if self._tokens.expires_at - _REFRESH_AHEAD <= self._clock():
-            yield from self._refresh(self._tokens.access_token)
+        if not lasts(self._tokens, self._clock()):
+            self._refresh(self._tokens.access_token)
         used = self._tokens.access_token
         request.headers["Authorization"] = f"Bearer {used}"
         response = yield request
         if response.status_code == httpx.codes.UNAUTHORIZED:
             response.read()  # frees the connection
-            yield from self._refresh(used)
+            self._refresh(used)
             request.headers["Authorization"] = f"Bearer {self._tokens.access_token}"
             with self._api_slot():
                 yield request
 
-    def _refresh(self, stale: str) -> Generator[httpx.Request, httpx.Response, None]:
+    def _refresh(self, stale: str) -> None:
         """Make `self._tokens` newer than the access token `stale`, by reading the store or by asking."""
-        with self._one_thread, self._store.lock(self.name):
+        with self._one_thread:
             stored = self._store.read(self.name)
-            if stored.access_token != stale and stored.expires_at - _REFRESH_AHEAD > self._clock():
+            if stored.access_token != stale and lasts(stored, self._clock()):
                 self._tokens = stored
                 return
             with self._token_slot():
-                response = yield self._token_request(stored.refresh_token)
-            response.read()
-            self._tokens = self._renewed(stored, response)
-            self._store.write(self.name, self._tokens)
-
-    def _token_request(self, refresh_token: str) -> httpx.Request:
-        identity, secret = self._credentials
-        basic = base64.b64encode(f"{identity}:{secret.get_secret_value()}".encode()).decode()
-        return httpx.Request(
-            "POST",
-            self._token_url,
-            headers={"Authorization": f"Basic {basic}", "Accept": "application/json"},
-            data={"grant_type": "refresh_token", "refresh_token": refresh_token},
-        )
-
-    def _renewed(self, stored: Tokens, response: httpx.Response) -> Tokens:
-        """The tokens in the token endpoint's answer; an answer without a refresh token leaves the old one valid."""
-        now = self._clock()
-        try:
-            check_status(
-                response.status_code,
-                response.headers,
-                self._without_secrets(stored, response.content),
-                what="token refresh",
-                now=datetime.fromtimestamp(now, UTC),
-            )
-        except Transient:
-            raise
-        except ApiError as error:
-            if error.code == "invalid_client" or isinstance(error, Unauthorized):
-                raise AccountError(
-                    f"the token endpoint refused the application's credentials ({error}): check CONTIO_CLIENT_ID and "
-                    "CONTIO_CLIENT_SECRET"
-                ) from None
-            if error.code == "invalid_grant":
-                raise AccountError(
-                    f"the refresh token of account {self.name!r} is no longer accepted (expired, revoked, or already used by "
-                    "another program): get a new one and run: "
-                    f"contio-pipeline accounts add {self.name} --refresh-token-stdin"
-                ) from None
-            raise
-        answer = read_object(response.content)
-        access = answer.get("access_token")
-        if not isinstance(access, str) or not access.isascii() or not access.isprintable() or not access:
-            raise BrokenAnswer("the token endpoint answered without an access_token")
-        lifetime = answer.get("expires_in")
-        if not isinstance(lifetime, int | float) or not 0 < lifetime < _LONGEST_LIFETIME:
-            lifetime = _DEFAULT_LIFETIME
-        refresh, scope = answer.get("refresh_token"), answer.get("scope")
-        return replace(
-            stored,
-            access_token=access,
-            expires_at=now + lifetime,
-            refresh_token=refresh if isinstance(refresh, str) and refresh else stored.refresh_token,
-            scope=scope if isinstance(scope, str) else stored.scope,
-            refreshed_at=now,
-        )
-
-    def _without_secrets(self, stored: Tokens, body: bytes) -> bytes:
-        """The JSON answer, for messages: a server may repeat what it was sent, escaped in its own way."""
-        try:
-            text = json.dumps(json.loads(body), ensure_ascii=False)
-        except (ValueError, RecursionError):
-            return body  # no word of what is not JSON goes into a message
-        for secret in (stored.refresh_token, self._credentials[1].get_secret_value()):
-            for form in (json.dumps(secret, ensure_ascii=False)[1:-1], quote(secret, safe="")):
-                text = text.replace(form, "(secret)")
-        return text.encode(errors="replace")
+                self._tokens = self._renew(self.name, stale)
 
     def bind(self, profile_id: str) -> None:
         """Remember whose tokens these are.

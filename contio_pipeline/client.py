@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import ssl
+import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.cookiejar import DefaultCookiePolicy
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential, wait_random
 
-from contio_pipeline import __version__
 from contio_pipeline.auth import AccountAuth, TokenStore
-from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, ConfigError, Throttled, TooLarge, Transient
+from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, Throttled, TokensThrottled, TooLarge, Transient
 from contio_pipeline.pacing import Budget
 from contio_pipeline.protocol import (
     MAX_JSON_BYTES,
@@ -39,15 +38,17 @@ from contio_pipeline.protocol import (
     read_object,
     read_page,
 )
-from contio_pipeline.settings import API_PREFIX, Settings, is_loopback
+from contio_pipeline.refresh import RefreshProcess, http_options, new_http, no_answer
+from contio_pipeline.settings import API_PREFIX, Settings
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT = 8
-"""Requests at once: one reused connection exceeds the API's limit six times already, so this only hides latency."""
+IN_FLIGHT = 4
+"""Requests at once: one reused connection exceeds the API's limit six times already, so this only hides latency. No more,
+since where the limit is lower than believed, as many are refused before it is learned."""
 
 _BROKEN_ANSWER_TRIES = 3
 _TRUSTED_TRIES = 3
@@ -70,6 +71,9 @@ _M_MMAP_THRESHOLD = -3
 _SLICE = 1024
 """Compressed bytes that are unpacked at once: deflate makes at most 1,032 of one, so this makes at most 1 MB."""
 
+_WORTH_TELLING = 0.5
+"""Seconds of waiting for the budget from which on it is told."""
+
 _BACK_OFF = wait_exponential(multiplier=0.5, max=60) + wait_random(0, 0.5)
 _OAUTH_REQUESTS = 100  # per five minutes, the vendor's own limit on the token endpoint
 _OAUTH_WINDOW = 300.0
@@ -80,17 +84,15 @@ _SLOWEST_DOWNLOAD = 1024.0  # bytes a second, averaged over one timeout
 _DEADLINE, _UNBOUNDED = "contio_deadline", "contio_unbounded"  # in a request's extensions
 
 
-def _certificates(settings: Settings) -> ssl.SSLContext | bool:
-    """Whom to trust; reading all authorities takes a tenth of a small sync, which plain HTTP to this machine has no use for."""
-    if settings.ca_bundle:
-        return ssl.create_default_context(cafile=settings.ca_bundle)
-    return any(not url.startswith("http:") for url in (settings.api_url, settings.token_url))
-
-
 def _give_back_large_blocks() -> None:
     """Make glibc return freed blocks of a MB or more to the system; by default each thread keeps some tens of MB of them."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries have none
         mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):  # it is closed already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Bounded(httpx.SyncByteStream):
@@ -180,6 +182,7 @@ class Client:
         self._stop = threading.Event()
         self._counting = threading.Lock()
         self._large = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._out_of_patience = False
         self._given_up = self._failed_in_a_row = 0
         self._page_size: int | None = PAGE_SIZE  # None: the server's own
@@ -200,24 +203,15 @@ class Client:
             timeout=settings.timeout_seconds,
             sleep=self._wait_for_budget,
         )
-        try:
-            self._http = httpx.Client(
-                headers={"Accept": "application/json", "User-Agent": f"contio-pipeline/{__version__}"},
-                timeout=settings.timeout_seconds,
+        urls = (settings.api_url, settings.token_url)
+        self._http = new_http(
+            lambda: httpx.Client(
+                **http_options(urls, settings.ca_bundle, settings.timeout_seconds),
                 limits=httpx.Limits(max_connections=IN_FLIGHT + 1, max_keepalive_connections=IN_FLIGHT + 1),
-                verify=_certificates(settings),
-                # A proxy from the environment is never asked for this machine's own addresses.
-                mounts={
-                    f"all://{urlsplit(url).netloc}": None
-                    for url in (settings.api_url, settings.token_url)
-                    if is_loopback(url)
-                },
                 event_hooks={"request": [self._sent], "response": [self._bound]},
             )
-        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
-            raise ConfigError(
-                f"HTTP cannot be set up ({error}): look at the proxy variables and SSL_CERT_FILE"
-            ) from None
+        )
+        self._refresher = RefreshProcess(settings, self._stop_if_asked)
         # One client serves many users: a cookie set for one must never go out with another's request.
         self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         _give_back_large_blocks()
@@ -230,8 +224,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        for connection in list(self._sockets):  # nobody waits for a server that says nothing
+            _hang_up(connection)
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._http.close()
+        self._refresher.close()
         self._budget.close()
         self._oauth_budget.close()
 
@@ -427,7 +424,7 @@ class Client:
                 try:
                     return once()
                 except (httpx.TransportError, httpx.DecodingError) as error:
-                    raise self._no_answer(error, what) from error
+                    raise no_answer(error, what, self._api.host) from error
 
         def hopeless(state: RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome else None
@@ -469,22 +466,21 @@ class Client:
             pause = max(asked, _BACK_OFF(state))
         if isinstance(error, Throttled):
             self._add(throttled=1)
-            self._budget.hold(pause)
+            if kept := self._budget.refused(pause):
+                log.warning(
+                    "the API allows fewer requests than CONTIO_RATE_LIMIT (%s), or another program on this address asks too: "
+                    "keeping to %s in %g s for now",
+                    self._settings.rate_limit,
+                    kept,
+                    self._settings.rate_window_seconds,
+                )
+        elif isinstance(error, TokensThrottled):
+            self._oauth_budget.refused(pause)
         return pause
 
     def _tell(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         log.warning("%s: %s; trying again in %.0f s", self.context, error, state.upcoming_sleep)
-
-    def _no_answer(self, error: Exception, what: str) -> ApiError:
-        cause: BaseException | None = error
-        while cause:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                return ApiError(
-                    f"{what}: the server's certificate is not trusted ({cause.verify_message}): set CONTIO_CA_BUNDLE"
-                )
-            cause = cause.__cause__ or cause.__context__
-        return Transient(f"{what}: no answer from {self._api.host} ({type(error).__name__}: {error})")
 
     def _body(self, response: httpx.Response, while_it_is_large: ExitStack) -> bytes:
         """The whole answer, decompressed; a large one waits until no other is in memory, and holds its place."""
@@ -507,8 +503,7 @@ class Client:
             self._auths[account] = AccountAuth(
                 account,
                 self._store,
-                token_url=self._settings.token_url,
-                credentials=self._settings.credentials(),
+                refresh=self._refresher.refresh,
                 api_slot=self._budget.slot,
                 token_slot=self._oauth_budget.slot,
             )
@@ -516,10 +511,18 @@ class Client:
 
     def _sent(self, request: httpx.Request) -> None:
         """Called before anything is sent, token requests and repeated ones included."""
-        request.extensions.setdefault("timeout", self._http.timeout.as_dict())
+        request.extensions["trace"] = self._connected
         request.extensions[_DEADLINE] = time.monotonic() + self._settings.timeout_seconds
         if str(request.url).startswith(str(self._api)):
             self._add(requests=1)
+
+    def _connected(self, event: str, about: dict[str, Any]) -> None:
+        """Called with all that happens to connections: remember the sockets, to end them when asked to stop."""
+        if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
+            connection = about["return_value"].get_extra_info("socket")
+            self._sockets.add(connection)
+            if self._stop.is_set():
+                _hang_up(connection)
 
     def _bound(self, response: httpx.Response) -> None:
         """Called before anything of a body is read."""
@@ -539,7 +542,8 @@ class Client:
             self.traffic.bytes += bytes
 
     def _wait_for_budget(self, seconds: float) -> None:
-        self._on_wait(seconds)
+        if seconds >= _WORTH_TELLING:
+            self._on_wait(seconds)
         self._sleep(seconds)
 
     def _sleep(self, seconds: float) -> None:

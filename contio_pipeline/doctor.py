@@ -424,9 +424,9 @@ class _Held(Exception):
 def _budget(settings: Settings) -> Iterator[Finding]:
     """How much is left; a slot is taken to see whether one can be had."""
     path = settings.state_dir / f"budget-{server_name(settings)}.sqlite"
-    rule = f"{settings.rate_limit:,} requests in {settings.rate_window_seconds:g} s"
+    window = f"requests in {settings.rate_window_seconds:g} s"
     if not path.exists():
-        yield Finding("budget", "requests", "ok", f"none was sent yet, of {rule}")
+        yield Finding("budget", "requests", "ok", f"none was sent yet, of {settings.rate_limit:,} {window}")
         return
 
     def no_slot(_seconds: float) -> None:
@@ -440,8 +440,11 @@ def _budget(settings: Settings) -> Iterator[Finding]:
         sleep=no_slot,
     )
     try:
-        left = settings.rate_limit - budget.used()
-        found = f"{max(left, 0):,} left of {rule}"
+        allowed = budget.allowed()
+        left = allowed - budget.used()
+        found = f"{max(left, 0):,} left of {allowed:,} {window}"
+        if allowed < settings.rate_limit:
+            found += f", which the API turned out to allow (CONTIO_RATE_LIMIT is {settings.rate_limit:,})"
         with budget.slot():
             yield Finding("budget", "requests", "ok", found)
     except _Held:

@@ -74,6 +74,10 @@ class Throttled(Transient):
     """429: every process on the machine holds back."""
 
 
+class TokensThrottled(Transient):
+    """429 of the token endpoint, which has a budget of its own: only refreshes hold back."""
+
+
 class BrokenAnswer(Transient):
     """A success whose body is not what the API promises (HTML, no `items`, `total` not a number)."""
 

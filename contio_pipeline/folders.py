@@ -12,6 +12,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from contio_pipeline.errors import StorageError
+
 MOUNTS = Path("/proc/self/mounts")
 """What is mounted where; other systems than Linux have no such file."""
 
@@ -26,10 +28,19 @@ def private_folder(path: Path) -> Path:
     """Make the folder, and each of its parents that is missing, for its owner alone under any umask.
 
     One that is there already keeps its mode.
+
+    Raises:
+        StorageError: it cannot be made, or something else is in its place.
     """
-    for folder in (*reversed(path.parents), path):
-        if not folder.exists():
-            folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the folder {path} cannot be made ({error.strerror}): see what is in its place, the rights and the space there, "
+            "or set CONTIO_DATA_DIR or CONTIO_STATE_DIR"
+        ) from None
     return path
 
 

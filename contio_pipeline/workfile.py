@@ -193,7 +193,9 @@ class WorkFile:
 
     def _open(self, origin: str | None, migrations: Mapping[int, str]) -> None:
         shutil.rmtree(self._spill, ignore_errors=True)  # of a process that was killed
-        found = self._version_found() if self.path.exists() else None
+        if not self.path.exists():
+            self._create()
+        found = self._version_found()
         if found is not None and found > self._version:
             raise ConfigError(
                 f"{self.path} has schema version {found}, this program knows {self._version}: upgrade contio-pipeline; the file "
@@ -220,6 +222,15 @@ class WorkFile:
             if origin and not stored:
                 self.put_meta("api_origin", origin)
 
+    def _create(self) -> None:
+        """Make an empty file that is whole when it appears: a full disk or a kill leaves none that looks damaged."""
+        new = self.path.with_name(f"{self.path.name}.new")
+        new.unlink(missing_ok=True)
+        with duckdb.connect(":memory:") as connection:
+            _attach(connection, new)
+            connection.execute("DETACH warehouse")
+        new.replace(self.path)
+
     def _connect(self) -> duckdb.DuckDBPyConnection:
         config: dict[str, str | bool | int | float | list[str]] = {
             "autoinstall_known_extensions": False,
@@ -228,10 +239,7 @@ class WorkFile:
         try:
             self._spill.mkdir(mode=0o700, exist_ok=True)
             connection = duckdb.connect(":memory:", config=config)
-            connection.execute(
-                f"ATTACH {_literal(str(self.path))} AS warehouse (STORAGE_VERSION {_literal(STORAGE_VERSION)}, "
-                f"ROW_GROUP_SIZE {_ROW_GROUP})"
-            )
+            _attach(connection, self.path)
             connection.execute("USE warehouse")
         except duckdb.Error as error:
             raise self._failed(error) from None
@@ -308,6 +316,13 @@ class WorkFile:
                     f"UPDATE {table.full_name} SET _hash = '' WHERE json_exists(_extra, ?)",
                     [f'$."{column.name}"'],
                 )
+
+
+def _attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+    connection.execute(
+        f"ATTACH {_literal(str(file))} AS warehouse (STORAGE_VERSION {_literal(STORAGE_VERSION)}, "
+        f"ROW_GROUP_SIZE {_ROW_GROUP})"
+    )
 
 
 def frugal(connection: duckdb.DuckDBPyConnection) -> None:

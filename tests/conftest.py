@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,21 @@ class Place:
         """The same settings for a command in a process of its own."""
         return os.environ | self.settings.as_environment()
 
-    def add_accounts(self) -> None:
+    def add_accounts(self, *, signed_in: bool) -> None:
+        """Give the store a refresh token of each; signed in, also an access token, so that no refresh is due."""
         store = TokenStore(self.settings.state_dir)
-        for name in self.world.accounts:
-            store.write(name, Tokens(self.sandbox.login(name)))
+        for name, account in self.world.accounts.items():
+            tokens = Tokens(self.sandbox.login(name), scope=" ".join(account.scopes))
+            if signed_in:
+                lasts = time.time() + self.sandbox.access_ttl
+                tokens = replace(tokens, access_token=self.sandbox.access_token(name), expires_at=lasts)
+            store.write(name, tokens)
+
+    @property
+    def only(self) -> str:
+        """The name of the one account there is."""
+        [name] = self.world.accounts
+        return name
 
     def sync(self, **options: Any) -> SyncReport:
         return sync(self.settings, **options)
@@ -86,15 +97,15 @@ class Place:
 
 @pytest.fixture
 def new_place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
-    """Make a place: keyword arguments of World and Sandbox, by their own names."""
+    """Make a place: keyword arguments of World and Sandbox, by their own names, and whether a refresh is due at first."""
     running: list[Sandbox] = []
 
-    def make(*, meetings: int = 40, accounts: int = 3, seed: int = 1, **server: Any) -> Place:
+    def make(*, meetings: int = 40, accounts: int = 3, seed: int = 1, signed_in: bool = True, **server: Any) -> Place:
         world = World(meetings=meetings, accounts=accounts, seed=seed)
         sandbox = Sandbox(world, **{"rate_limit": 1_000_000, "oauth_limit": 1_000_000, **server}).start()
         running.append(sandbox)
         place = Place(world, sandbox, tmp_path / f"place{len(running)}")
-        place.add_accounts()
+        place.add_accounts(signed_in=signed_in)
         return place
 
     yield make

@@ -13,15 +13,25 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
 from contio_pipeline.auth import AccountAuth, Tokens, TokenStore
-from contio_pipeline.errors import AccountError, ApiError, BrokenAnswer, ConfigError, ContioError, Throttled, Transient
+from contio_pipeline.errors import (
+    AccountError,
+    ApiError,
+    BrokenAnswer,
+    ConfigError,
+    ContioError,
+    TokensThrottled,
+    Transient,
+)
+from contio_pipeline.refresh import TokenEndpoint
 from contio_pipeline.sandbox.server import Fault, Sandbox
 from contio_pipeline.sandbox.world import World
 
@@ -43,7 +53,7 @@ def sandbox(server: Sandbox) -> Iterator[Sandbox]:
     server.reset_log()
     yield server
     server.faults, server.before = [], None
-    server.rotate, server.access_ttl = True, LATER
+    server.rotate, server.access_ttl, server.basic = True, LATER, "either"
 
 
 @pytest.fixture
@@ -61,16 +71,19 @@ NewAuth = Callable[..., AccountAuth]
 
 
 @pytest.fixture
-def new_auth(sandbox: Sandbox, store: TokenStore) -> NewAuth:
-    """Make ana's auth, as another process would; keyword arguments are AccountAuth's own."""
+def new_auth(sandbox: Sandbox, store: TokenStore) -> Iterator[NewAuth]:
+    """Make ana's auth, as another process would; keyword arguments are AccountAuth's own, and the application's credentials."""
+    with ExitStack() as open_until_the_end:
 
-    def make(**how: Any) -> AccountAuth:
-        if "ana" not in store.names():
-            store.write("ana", Tokens(sandbox.login("ana")))
-        credentials = (sandbox.world.client_id, SecretStr(sandbox.world.client_secret))
-        return AccountAuth("ana", store, **({"token_url": sandbox.token_url, "credentials": credentials} | how))
+        def make(*, credentials: tuple[str, SecretStr] | None = None, **how: Any) -> AccountAuth:
+            if "ana" not in store.names():
+                store.write("ana", Tokens(sandbox.login("ana")))
+            credentials = credentials or (sandbox.world.client_id, SecretStr(sandbox.world.client_secret))
+            endpoint = TokenEndpoint(sandbox.token_url, credentials, clock=how.get("clock", time.time))
+            open_until_the_end.callback(endpoint.close)
+            return AccountAuth("ana", store, refresh=partial(endpoint.refresh, store), **how)
 
-    return make
+        yield make
 
 
 def get(auth: AccountAuth, sandbox: Sandbox, path: str = PROFILE) -> httpx.Response:
@@ -153,12 +166,13 @@ def test_a_full_disk_leaves_the_old_tokens_and_nothing_else(store: TokenStore, f
 import resource, signal, sys
 from pathlib import Path
 from contio_pipeline.auth import Tokens, TokenStore
+from contio_pipeline.errors import StorageError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))  # as a full disk: what is beyond cannot be written
 try:
     TokenStore(Path(sys.argv[1])).write("ana", Tokens("new"))
-except OSError:
-    print("refused")
+except StorageError as error:
+    print("refused" if "those before stay" in str(error) else error)
 """
     command = [sys.executable, "-c", program, str(folder.parent)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -456,18 +470,19 @@ def test_threads_refresh_once(
 
 WORKER = """
 import ssl, sys
-from pathlib import Path
 import httpx
-from pydantic import SecretStr
 from contio_pipeline.auth import AccountAuth, TokenStore
+from contio_pipeline.refresh import RefreshProcess
+from contio_pipeline.settings import load_settings
 state, url, identity, secret = sys.argv[1:]
-auth = AccountAuth(
-    "ana", TokenStore(Path(state)), token_url=url + "/oauth2/token", credentials=(identity, SecretStr(secret))
-)
+settings = load_settings(state_dir=state, token_url=url + "/oauth2/token", client_id=identity, client_secret=secret)
+refresher = RefreshProcess(settings)
+auth = AccountAuth("ana", TokenStore(settings.state_dir), refresh=refresher.refresh)
 with httpx.Client(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), auth=auth) as client:
     print("ready", flush=True)
     sys.stdin.readline()
     print(client.get(url + "/v1/partner/user/profile").status_code)
+refresher.close()
 """
 
 
@@ -539,10 +554,23 @@ def test_credentials_that_are_refused_name_their_variables(
 def test_credentials_are_also_refused_in_other_words(
     status: int, body: str, sandbox: Sandbox, new_auth: NewAuth
 ) -> None:
-    sandbox.faults = [Fault(TOKEN, status=status, body=body)]
+    sandbox.faults = [Fault(TOKEN, status=status, body=body, times=2)]  # raw, and form-encoded
     error = failing(new_auth(), sandbox)
     assert type(error) is AccountError
     assert "CONTIO_CLIENT_SECRET" in str(error)
+    assert refreshes(sandbox) == 2
+
+
+@pytest.mark.parametrize("way", ["raw", "form"])
+def test_credentials_are_sent_the_way_that_the_server_reads_them(
+    way: Literal["raw", "form"], sandbox: Sandbox, new_auth: NewAuth
+) -> None:
+    sandbox.basic = way
+    auth = new_auth()
+    for _ in range(3):
+        assert get(auth, sandbox).status_code == 200
+        sandbox.expire_access_tokens()
+    assert [status for path, status in asked(sandbox) if path == TOKEN] == [*([401] * (way == "form")), 200, 200, 200]
 
 
 @pytest.mark.parametrize(
@@ -552,7 +580,7 @@ def test_credentials_are_also_refused_in_other_words(
         (Fault(TOKEN, status=400, body="<html>"), ApiError),
         (Fault(TOKEN, status=403, body="<html>blocked</html>"), ApiError),
         (Fault(TOKEN, status=404, body=""), ApiError),
-        (Fault(TOKEN, status=429, body="", headers={"retry-after": "7"}), Throttled),
+        (Fault(TOKEN, status=429, body="", headers={"retry-after": "7"}), TokensThrottled),
         (Fault(TOKEN, status=500, body=""), Transient),
         (Fault(TOKEN, status=503, body="<html>", headers={"retry-after": "7"}), Transient),
         (Fault(TOKEN, status=200, body="<html>"), BrokenAnswer),
@@ -596,7 +624,7 @@ def test_an_account_that_is_not_in_the_store_cannot_sign(new_auth: NewAuth, stor
     new_auth()
     store.remove("ana")
     with pytest.raises(ConfigError, match="no account 'ana'"):
-        AccountAuth("ana", store, token_url="http://127.0.0.1:1", credentials=("x", SecretStr("y")))
+        AccountAuth("ana", store, refresh=lambda _name, _stale: FULL)
 
 
 # Whose tokens ---------------------------------------------------------------------------------------------------------

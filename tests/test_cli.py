@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from truth import check
 
 from contio_pipeline.auth import TokenStore
 from contio_pipeline.sandbox.server import Fault
+from contio_pipeline.warehouse import Warehouse
+
+NewPlace = Callable[..., Place]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 NO_SETTINGS = {name: value for name, value in os.environ.items() if not name.startswith("CONTIO_")}
@@ -266,6 +271,25 @@ def test_a_stopped_sync_ends_soon_and_the_next_one_completes(place: Place, how: 
     place.sandbox.latency = 0
     assert call("sync", env=place.environment).returncode == 0
     check(place.world, place.settings)
+
+
+@pytest.mark.parametrize("path", ["/user/meetings$", "/content$", "/oauth2/token"])
+def test_a_stopped_sync_does_not_wait_for_a_server_that_says_nothing(path: str, new_place: NewPlace) -> None:
+    place = new_place(meetings=10, signed_in="token" not in path)
+    place.sandbox.faults = [Fault(path, delay=300, times=10**9)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "contio_pipeline", "sync"],
+        env=place.environment | {"CONTIO_TIMEOUT_SECONDS": "300"},
+        stderr=subprocess.PIPE,
+    )
+    while not any(re.search(path, asked) for asked in place.asked()):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+    Warehouse(place.settings.data_dir, origin=None).close()  # whole, and nobody holds it
 
 
 def test_the_sandbox_command_prints_what_a_client_needs(tmp_path: Path) -> None:

@@ -133,9 +133,7 @@ def test_a_first_list_that_is_empty_is_asked_for_twice_and_no_other(new_place: N
     check(place.world, place.settings, streams=["meetings"])
     nothing = new_place(meetings=0, accounts=1)
     assert nothing.sync().complete
-    assert (
-        len(nothing.asked()) == 2 + 2 + 2 + 1 + 3
-    )  # the calendar is also asked whether it was shortened; the profile; tokens
+    assert len(nothing.asked()) == 2 + 2 + 2 + 1 + 2  # the calendar is also asked whether it was shortened; the profile
     nothing.sandbox.reset_log()
     assert nothing.sync(window=OCTOBER).complete
     assert len(nothing.asked()) == 3 + 1

@@ -469,7 +469,7 @@ class Model(RuleBasedStateMachine):
             self.open.enter_context(patch.object(module, name, value))
         self.place = Place(self.world, self.sandbox, self.folder)
         self.place.overrides = {"rate_window_seconds": 1, "loss_count": loss_count}
-        self.place.add_accounts()
+        self.place.add_accounts(signed_in=True)
         self.changes = Changes(self.world, self.sandbox)
         self.chronicle = Chronicle(self.world)
         self.tables: Tables | None = None

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from contio_pipeline.errors import Cancelled
+from contio_pipeline.errors import Cancelled, Throttled
 from contio_pipeline.pacing import Budget
 
 WINDOW = 60.0
@@ -190,9 +190,9 @@ def test_waiting_can_be_ended_and_then_nothing_was_taken(new_budget: NewBudget) 
 
 def test_a_hold_stops_everybody_although_slots_are_free(new_budget: NewBudget) -> None:
     clock = Clock()
-    throttled, other = new_budget(clock), new_budget(clock)
+    throttled, other = new_budget(clock, limit=100), new_budget(clock, limit=100)
     take(throttled)
-    throttled.hold(17)
+    throttled.refused(17)
     take(other)
     assert clock.now == pytest.approx(1017)
     assert all(nap <= 5 for nap in clock.naps)
@@ -203,7 +203,7 @@ def test_a_hold_stops_everybody_although_slots_are_free(new_budget: NewBudget) -
 def test_a_hold_is_never_longer_than_the_window_for_then_all_is_forgotten(new_budget: NewBudget) -> None:
     clock = Clock()
     budget = new_budget(clock)
-    budget.hold(86_400)
+    budget.refused(86_400)
     take(budget)
     assert clock.now == pytest.approx(1000 + WINDOW)
 
@@ -211,10 +211,107 @@ def test_a_hold_is_never_longer_than_the_window_for_then_all_is_forgotten(new_bu
 def test_a_shorter_hold_does_not_end_a_longer_one(new_budget: NewBudget) -> None:
     clock = Clock()
     one, other = new_budget(clock), new_budget(clock)
-    one.hold(30)
-    other.hold(3)
+    one.refused(30)
+    other.refused(3)
     take(other)
     assert clock.now == pytest.approx(1030)
+
+
+class Server:
+    """A strict one: of any window it allows so many, and those that it refuses count too."""
+
+    def __init__(self, clock: Clock, limit: int) -> None:
+        self.clock, self.limit = clock, limit
+        self.seen: list[float] = []
+        self.refused = 0
+
+    def ask(self) -> None:
+        self.seen.append(self.clock.now)
+        if sum(stamp > self.clock.now - WINDOW for stamp in self.seen) > self.limit:
+            self.refused += 1
+            raise Throttled("429")
+
+
+def ask(budget: Budget, server: Server) -> int | None:
+    """Send one request, as the client does; what a refusal taught, if anything."""
+    try:
+        with budget.slot():
+            server.ask()
+    except Throttled:
+        return budget.refused(1)
+    return None
+
+
+def test_a_limit_lower_than_believed_is_learned_and_kept_by_everybody(new_budget: NewBudget) -> None:
+    clock = Clock()
+    budget, other = new_budget(clock, limit=100), new_budget(clock, limit=100)
+    server = Server(clock, 40)
+    assert [taught for _ in range(41) if (taught := ask(budget, server))] == [40]
+    for _ in range(400):
+        ask(other, server)
+    assert other.allowed() == 40
+    assert server.refused == 2  # the second one asked for more, once
+    used = len(server.seen) / ((clock.now - 1000) / WINDOW)
+    assert used > 0.95 * 40
+
+
+def test_when_the_other_program_is_gone_the_whole_limit_is_used_again(new_budget: NewBudget) -> None:
+    clock = Clock()
+    budget, server = new_budget(clock, limit=100), Server(clock, 40)
+    for _ in range(41):
+        ask(budget, server)
+    server.limit = 100
+    for _ in range(400):
+        ask(budget, server)
+    assert budget.allowed() == 100
+    assert server.refused == 1
+
+
+def test_after_each_refusal_more_is_tried_later(new_budget: NewBudget) -> None:
+    clock = Clock()
+    budget, server = new_budget(clock, limit=100), Server(clock, 40)
+    for _ in range(40 * 150):
+        ask(budget, server)
+    assert server.refused == 3  # at the beginning, after 1 window, after 12 more
+
+
+def test_a_refusal_that_has_nothing_to_do_with_the_limit_teaches_none(new_budget: NewBudget) -> None:
+    clock = Clock()
+    budget = new_budget(clock, limit=100)
+    take(budget, 3)
+    assert ask(budget, Server(clock, 0)) is None
+    assert budget.allowed() == 100
+
+
+def test_a_crowd_that_is_refused_together_teaches_one_limit(new_budget: NewBudget) -> None:
+    clock = Clock()
+    budget, other, server = new_budget(clock, limit=100), new_budget(clock, limit=100), Server(clock, 40)
+    for _ in range(38):
+        ask(budget, server)
+    under_way = [one.slot() for one in (budget, budget, other, other)]
+    for slot in under_way:
+        slot.__enter__()
+    outcomes = []
+    for slot in under_way:
+        try:
+            server.ask()
+        except Throttled as error:
+            slot.__exit__(Throttled, error, None)
+            outcomes.append(budget.refused(1))
+        else:
+            slot.__exit__(None, None, None)
+    assert outcomes == [40, None]
+    assert budget.allowed() == 40
+
+
+def test_what_was_learned_ends_with_the_boot(file: Path, new_budget: NewBudget) -> None:
+    clock = Clock()
+    budget, server = new_budget(clock, limit=100), Server(clock, 40)
+    for _ in range(41):
+        ask(budget, server)
+    change(file, "UPDATE state SET boot = 'another'")
+    take(new_budget(clock, limit=100))
+    assert budget.allowed() == 100
 
 
 # Processes ------------------------------------------------------------------------------------------------------------
@@ -376,7 +473,7 @@ def test_a_file_that_was_removed_is_made_anew_with_its_folder(file: Path, new_bu
 def test_after_a_reboot_all_slots_count_as_now(before: float, file: Path, new_budget: NewBudget) -> None:
     old = new_budget(Clock(before), limit=3)
     take(old)
-    old.hold(50)
+    old.refused(50)
     old.close()
     change(file, "INSERT INTO slots (stamp) VALUES (?)", before + TIMEOUT)  # the machine went down while this was sent
     change(file, "UPDATE state SET taken = 2, boot = 'another boot'")

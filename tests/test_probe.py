@@ -140,9 +140,8 @@ def test_an_account_that_cannot_be_used_and_an_api_that_is_full_end_it(new_place
         with pytest.raises(Throttled):
             probe(client, "ana", NOW)
     place.sandbox.faults.clear()
-    place.sandbox.revoke("bo")
     place.overrides["state_dir"] = place.folder / "other"  # the budget there is not held
-    place.add_accounts()
+    place.add_accounts(signed_in=True)
     place.sandbox.revoke("bo")
     with Client(place.settings) as client, pytest.raises(AccountError):
         probe(client, "bo", NOW)

@@ -194,9 +194,11 @@ class Sandbox:
         filter_fields: per stream, the field that `start_date` and `end_date` mean.
         inclusive_end: whether a row at exactly `end_date` is returned.
         unknown_parent: what the context listing of an unknown meeting answers: "empty" (200) or "404".
+        basic: how the token endpoint reads Basic credentials.
 
     Attributes:
         requests: every API and token request, in order of arrival; `reset_log` empties it.
+        issued: every access and refresh token that was ever good, for those who look for secrets where none should be.
         faults: what goes wrong next: the first that matches happens, and those that may come together with it.
         before: called with each admitted request before it is answered, to change the world between pages.
     """
@@ -217,6 +219,7 @@ class Sandbox:
         filter_fields: Mapping[str, str] | None = None,
         inclusive_end: bool = True,
         unknown_parent: Literal["empty", "404"] = "empty",
+        basic: Literal["raw", "form", "either"] = "either",
     ) -> None:
         self.world = world
         self.rate_limit = rate_limit
@@ -230,7 +233,9 @@ class Sandbox:
         self.filter_fields = {**FILTER_FIELDS, **(filter_fields or {})}
         self.inclusive_end = inclusive_end
         self.unknown_parent = unknown_parent
+        self.basic = basic
         self.requests: list[Request] = []
+        self.issued: list[str] = []
         self.faults: list[Fault] = []
         self.before: Callable[[Request], object] | None = None
         self._api_limiter, self._oauth_limiter = _Limiter(), _Limiter()
@@ -302,15 +307,20 @@ class Sandbox:
 
     def login(self, account: str) -> str:
         """A fresh refresh token, as after the user's consent; earlier ones stay as they are."""
-        token = f"cto_rt_v1_{secrets.token_hex(32)}"
+        token = self._issue("rt")
         self._refresh[token] = _Token(account, secrets.token_hex(8), math.inf)
         return token
 
     def access_token(self, account: str) -> str:
         """A fresh access token without a request: for tests that are not about OAuth."""
-        token = f"cto_at_v1_{secrets.token_hex(32)}"
+        token = self._issue("at")
         self._access[token] = _Token(account, account, time.monotonic() + self.access_ttl)
         return token
+
+    def _issue(self, kind: Literal["at", "rt"]) -> str:
+        """A new token that says what it is: an access token or a refresh token."""
+        self.issued.append(f"cto_{kind}_v1_{secrets.token_hex(32)}")
+        return self.issued[-1]
 
     def expire_access_tokens(self) -> None:
         """Every access token issued so far answers 401 from now on."""
@@ -342,7 +352,7 @@ class Sandbox:
             self._drop(lambda token: token.family == old.family)
         if old is None or old.used:
             raise _Refused(400, "invalid_grant", "the refresh token is invalid, expired or already used", "oauth")
-        access, fresh = (f"cto_{kind}_v1_{secrets.token_hex(32)}" for kind in ("at", "rt"))
+        access, fresh = self._issue("at"), self._issue("rt")
         self._access[access] = _Token(old.account, old.family, time.monotonic() + self.access_ttl)
         answer = {
             "access_token": access,
@@ -357,15 +367,17 @@ class Sandbox:
         return _json(answer, headers={"cache-control": "no-store"})
 
     def _check_client(self, authorization: str) -> None:
-        """HTTP Basic, raw or form-encoded (RFC 6749, section 2.3.1): which one is not documented."""
+        """HTTP Basic, raw or form-encoded (RFC 6749, section 2.3.1): which one is not documented, so `basic` says."""
         scheme, _, encoded = authorization.partition(" ")
         try:
             name, _, secret = b64decode(encoded, validate=True).decode().partition(":")
         except (Base64Error, UnicodeDecodeError):
             name = secret = ""
         expected = (self.world.client_id, self.world.client_secret)
-        encoded_too = (unquote_plus(name), unquote_plus(secret))
-        if scheme.lower() != "basic" or expected not in ((name, secret), encoded_too):
+        read = {"raw": (name, secret), "form": (unquote_plus(name), unquote_plus(secret))}
+        if self.basic != "either":
+            read = {self.basic: read[self.basic]}
+        if scheme.lower() != "basic" or expected not in read.values():
             raise _Refused(401, "invalid_client", "unknown client", "oauth", {"www-authenticate": "Basic"})
 
     # -------------------------------------------------------------------------------------------------- gates
