@@ -33,6 +33,7 @@ from contio_pipeline.protocol import (
     Page,
     PagePlan,
     check_status,
+    read_clock,
     read_filename,
     read_object,
     read_page,
@@ -70,7 +71,7 @@ _M_MMAP_THRESHOLD = -3
 _SLICE = 1024
 """Compressed bytes that are unpacked at once: deflate makes at most 1,032 of one, so this makes at most 1 MB."""
 
-_WORTH_TELLING = 0.5
+_WORTH_TELLING = 0.1
 """Seconds of waiting for the budget from which on it is told."""
 
 _BACK_OFF = wait_exponential(multiplier=0.5, max=60) + wait_random(0, 0.5)
@@ -134,11 +135,18 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class Traffic:
-    """What was sent and received so far; API requests only, all tries counted."""
+    """What was sent and received so far; API requests only, all tries counted.
+
+    Attributes:
+        clock_ahead: seconds by which this machine's clock was ahead of the server's at the last answer that told the time.
+        api_version: what the last answer that told it said.
+    """
 
     requests: int = 0
     throttled: int = 0
     bytes: int = 0
+    clock_ahead: float | None = None
+    api_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +160,12 @@ class Download:
     content_type: str | None
     filename: str | None
     measured: bool
+
+
+def server_name(settings: Settings) -> str:
+    """The API's host and port, as the names of files in the state folder hold them."""
+    api = httpx.URL(settings.api_url)
+    return f"{api.host.replace(':', '_')}-{api.port or 443}"
 
 
 class Client:
@@ -175,16 +189,15 @@ class Client:
         self._store = TokenStore(settings.state_dir)
         self._auths: dict[str, AccountAuth] = {}
         self._api = httpx.URL(settings.api_url + API_PREFIX + "/")
-        budget_file = f"budget-{self._api.host.replace(':', '_')}-{self._api.port or 443}"
         self._budget = Budget(
-            settings.state_dir / f"{budget_file}.sqlite",
+            settings.state_dir / f"budget-{server_name(settings)}.sqlite",
             limit=settings.rate_limit,
             window=settings.rate_window_seconds,
             timeout=settings.timeout_seconds,
             sleep=self._wait_for_budget,
         )
         self._oauth_budget = Budget(
-            settings.state_dir / f"{budget_file}-oauth.sqlite",
+            settings.state_dir / f"budget-{server_name(settings)}-oauth.sqlite",
             limit=_OAUTH_REQUESTS,
             window=_OAUTH_WINDOW,
             timeout=settings.timeout_seconds,
@@ -233,6 +246,14 @@ class Client:
             NotFound, Forbidden: as the API answers for rows that are gone.
         """
         return self._ask(account, path, {}, read_object)
+
+    def page(self, account: str, path: str, params: dict[str, str]) -> Page:
+        """One page of a list, asked for with these parameters and no others.
+
+        Raises:
+            ApiError: also where the API refuses the parameters.
+        """
+        return self._ask(account, path, params, lambda body: read_page(body, int(params.get("offset", "0"))))
 
     def pages(
         self, account: str, path: str, params: dict[str, str], *, parallel: bool = True
@@ -509,6 +530,10 @@ class Client:
         unbounded = response.is_success and _UNBOUNDED in extensions
         deadline = None if unbounded else extensions[_DEADLINE]
         response.stream = _Bounded(response, deadline, self._settings.timeout_seconds)
+        if str(response.request.url).startswith(str(self._api)):
+            ahead = read_clock(response.headers.get("date"), datetime.now(UTC))
+            self.traffic.clock_ahead = self.traffic.clock_ahead if ahead is None else ahead
+            self.traffic.api_version = response.headers.get("x-api-version", self.traffic.api_version)
 
     def _add(self, *, requests: int = 0, throttled: int = 0, bytes: int = 0) -> None:  # noqa: A002 - as in Traffic
         with self._counting:

@@ -139,6 +139,15 @@ def read_retry_after(value: str | None, now: datetime) -> float | None:
         return None
 
 
+def read_clock(value: str | None, now: datetime) -> float | None:
+    """Seconds by which `now` is ahead of a Date header (negative: behind); None where there is none that can be read."""
+    try:
+        at = parsedate_to_datetime(value or "")
+        return (now - (at if at.tzinfo else at.replace(tzinfo=UTC))).total_seconds()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page of a list: its rows as received, the list's length as the page states it, where the page begins."""

@@ -6,16 +6,19 @@ reading the environment anywhere else.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
 import ssl
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from dotenv.parser import parse_stream
 from platformdirs import user_state_path
 from pydantic import (
     AfterValidator,
@@ -33,6 +36,12 @@ API_PREFIX = "/v1/partner/user"
 _PREFIX = "CONTIO_"
 _CRON_NAMES = {"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"}
 _CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+_ENV_FILE = "CONTIO_ENV_FILE"
+_ENCODING = "utf-8-sig"  # some editors begin a file with a byte order mark
+_KUBERNETES = re.compile(r"CONTIO_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_\d+_(TCP|UDP)\w*)")
+"""What a cluster puts into the environment of every program where a service is called contio or contio-something."""
+
+_ASSIGNMENT = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=")
 _OWNER = re.compile(r"team:\w[\w .-]*|[\w.+-]+@[\w-]+(\.[\w-]+)+")
 
 
@@ -252,24 +261,70 @@ def midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
+def env_file() -> Path:
+    """The `.env` that is read where it is there: the one that `CONTIO_ENV_FILE` names, else the working folder's."""
+    return Path(os.environ.get(_ENV_FILE) or ".env").absolute()
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read and validate all settings.
 
-    The `.env` is the one named by `CONTIO_ENV_FILE`, else the working folder's.
-
     Raises:
-        ConfigError: a value is wrong; the text names each variable and what it must be.
+        ConfigError: a value is wrong, a name is no setting, or a line of the `.env` is none; the text names each, with what it
+            must be, and no value.
     """
-    env_file = Path(os.environ.get("CONTIO_ENV_FILE") or ".env").absolute()
-    if os.environ.get("CONTIO_ENV_FILE") and not env_file.is_file():
-        raise ConfigError(f"CONTIO_ENV_FILE names {env_file}, which is not there")
+    file = env_file()
+    if os.environ.get(_ENV_FILE) and not file.is_file():
+        raise ConfigError(f"CONTIO_ENV_FILE names {file}, which is not there")
+    problems: list[str] = []
     try:
-        return Settings(**{"_env_file": env_file, "_env_file_encoding": "utf-8", **overrides})
+        problems += _not_settings(os.environ, "in the environment")
+        problems += _wrong_lines(file) if file.is_file() else []
+        settings = Settings(**{"_env_file": file, "_env_file_encoding": _ENCODING, **overrides})
     except ValidationError as error:
-        problems = []
         for problem in error.errors(include_url=False, include_input=False):
             name = f"{_PREFIX}{str(problem['loc'][0]).upper()} " if problem["loc"] else ""
             problems.append(name + problem["msg"].removeprefix("Value error, "))
-        raise ConfigError("; ".join(problems)) from None
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{env_file} cannot be read: {error}") from None
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return settings
+
+
+def _not_settings(names: Iterable[str], where: str) -> list[str]:
+    """What to say of names that look like settings and are none."""
+    settings = [name.upper() for name in Settings.model_fields]
+    problems = []
+    for name in names:
+        asked = name.upper().removeprefix(_PREFIX)
+        if asked == name.upper() or asked in settings or name == _ENV_FILE or _KUBERNETES.fullmatch(name):
+            continue
+        close = difflib.get_close_matches(asked, settings, n=1)
+        advice = (
+            f"did you mean {_PREFIX}{close[0]}?"
+            if close
+            else "remove it, or see the README for the settings that there are"
+        )
+        problems.append(f"{name} ({where}) is no setting: {advice}")
+    return problems
+
+
+def _wrong_lines(file: Path) -> list[str]:
+    """What to say of lines that would be passed over in silence; those of other programs are left alone."""
+    problems = []
+    with file.open(encoding=_ENCODING) as lines:
+        for line in parse_stream(lines):
+            text = line.original.string
+            blank = text[: len(text) - len(text.lstrip())].count("\n")  # lines before it belong to it
+            where = f"{file} line {line.original.line + blank}"
+            name = _ASSIGNMENT.match(text) if line.error else None
+            if line.error and (name is None or name["name"].upper().startswith(_PREFIX)):
+                problems.append(
+                    f"{where} cannot be read: it must be NAME=value, with both quotes around a value or none"
+                )
+            elif line.key and line.key.upper().startswith(_PREFIX):
+                problems += _not_settings([line.key], where)
+                if line.value is None:
+                    problems.append(f"{where} says nothing of {line.key}: it must be {line.key}=value")
+    return problems

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ from contio_pipeline.errors import (
     Transient,
     Unauthorized,
 )
+from contio_pipeline.folders import MOUNTS, network_file_system
 from contio_pipeline.listings import Lister
 from contio_pipeline.publish import Generation, current, publish
 from contio_pipeline.rows import decode
@@ -118,6 +120,7 @@ class Run:
         verify_documents: bool = False,
         listener: Listener | None = None,
         declared: tuple[Stream, ...] = STREAMS,
+        mounts: Path = MOUNTS,
     ) -> None:
         """See `sync`; the id is that of the earlier parts, if any.
 
@@ -129,6 +132,7 @@ class Run:
         self.settings = settings
         self.accounts = _accounts(settings, accounts)
         client_id, _secret = settings.credentials()
+        _warn_of_network_file_systems(settings, mounts)
         with ExitStack() as opening:
             warehouse = opening.enter_context(Warehouse(settings.data_dir, origin=settings.api_url, streams=declared))
             warehouse.use_application(client_id)
@@ -299,6 +303,19 @@ class Run:
         if batch.ids:
             self._work.warehouse.put_profile(account, batch, datetime.now(UTC))
         return len(batch.ids)
+
+
+def _warn_of_network_file_systems(settings: Settings, mounts: Path) -> None:
+    """Say it once a run, and go on: some of them do keep locks, and nobody can tell which."""
+    for name, folder in (("CONTIO_DATA_DIR", settings.data_dir), ("CONTIO_STATE_DIR", settings.state_dir)):
+        if kind := network_file_system(folder, mounts):
+            log.warning(
+                "%s (%s) lies on a network file system (%s): locks on it are not to be trusted; keep both folders on a local "
+                "disk",
+                name,
+                folder,
+                kind,
+            )
 
 
 def _accounts(settings: Settings, accounts: Sequence[str]) -> list[str]:

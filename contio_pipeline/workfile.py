@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.abc import MetaPathFinder
@@ -37,6 +38,9 @@ MIGRATIONS: Mapping[int, str] = {}
 
 _ROW_GROUP = 16384
 """Rows that DuckDB compresses together: it holds them in memory, and its default of 122,880 rows with long texts is a GB."""
+
+_A_LOOK = 0.05
+"""Seconds: far longer than `writer` holds the lock to see whether somebody else does."""
 
 _MEMORY = "128MB"
 _MORE_MEMORY = ("512MB", "2GB")
@@ -402,14 +406,12 @@ def take_lock(data_dir: Path) -> int:
         raise StorageError(
             f"the data folder {data_dir} cannot be written ({error.strerror}): set CONTIO_DATA_DIR"
         ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not (_locked(descriptor, fcntl.LOCK_EX) or _locked(descriptor, fcntl.LOCK_EX, after=_A_LOOK)):
         holder = os.pread(descriptor, 40, 0).decode("ascii", "replace").strip()
         os.close(descriptor)
         raise WarehouseBusy(
             f"another contio-pipeline (process {holder or 'unknown'}) is writing to {data_dir}: wait until it has finished"
-        ) from None
+        )
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor
@@ -438,6 +440,30 @@ def replace_file(data_dir: Path, whole: Path, aside: Path) -> bool:
     whole.replace(path)
     flush(data_dir)
     return there
+
+
+def _locked(descriptor: int, how: int, *, after: float = 0.0) -> bool:
+    """Whether the lock could be had, at once."""
+    time.sleep(after)
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def writer(data_dir: Path) -> str | None:
+    """The process that is writing to the data folder; None where there is none. Nobody who begins to write is kept from it."""
+    try:
+        descriptor = os.open(data_dir / ".writer.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if _locked(descriptor, fcntl.LOCK_SH):
+            return None
+        return os.pread(descriptor, 40, 0).decode("ascii", "replace").strip() or "unknown"
+    finally:
+        os.close(descriptor)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -117,6 +117,7 @@ def test_before_anything_is_published_each_command_says_what_to_do(tmp_path: Pat
     [
         (["sync", "--until", "2026-01-01"], "--until needs --since"),
         (["sync", "--since", "2026-02-01", "--until", "2026-02-01"], "the window is empty"),
+        (["sync", "--since", "2999-01-01"], "lies in the future, and without --until"),
         (["sync", "--since", "2026-02-30"], "--since must be a day"),
         (["sync", "--since", "2026-02-01T10:00:00"], "--since must be a day"),
         (["sync", "--since", ""], "--since must be a day"),
@@ -124,6 +125,7 @@ def test_before_anything_is_published_each_command_says_what_to_do(tmp_path: Pat
         (["accounts", "add", "../x", "--refresh-token-stdin"], "cannot name an account"),
         (["accounts", "add", "x"], "--refresh-token-stdin"),
         (["accounts", "remove", "x"], "there is no account 'x'"),
+        (["sandbox", "--fault", "503:0"], "there is no fault '503:0'"),
         (["nonsense"], "No such command"),
         (["sync", "--nonsense"], "No such option"),
     ],
@@ -132,6 +134,14 @@ def test_wrong_usage_exits_2_and_says_how(place: Place, arguments: list[str], me
     done = call(*arguments, env=place.environment, input="cto_rt_v1_x\n")
     assert done.returncode == 2
     assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_port_that_is_taken_is_named(place: Place) -> None:
+    port = place.sandbox.url.rpartition(":")[2]
+    done = call("sandbox", "--port", port)
+    assert done.returncode == 2
+    assert f"port {port} on 127.0.0.1 cannot be used" in done.stderr
+    assert "--port" in done.stderr
 
 
 def test_a_wrong_setting_names_the_variable_and_the_fix(place: Place) -> None:

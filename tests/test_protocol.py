@@ -31,6 +31,7 @@ from contio_pipeline.protocol import (
     PagePlan,
     check_status,
     fill_path,
+    read_clock,
     read_filename,
     read_json,
     read_object,
@@ -244,6 +245,22 @@ almost_dates = st.tuples(
 def test_nonsense_counts_as_absent(value: str) -> None:
     seconds = read_retry_after(value, NOW)
     assert seconds is None or seconds >= 0
+
+
+@pytest.mark.parametrize(
+    ("header", "ahead"),
+    [
+        ("Sun, 01 Nov 2026 12:00:00 GMT", 0),
+        ("Sun, 01 Nov 2026 11:59:00 GMT", 60),
+        ("Sun, 01 Nov 2026 14:00:00 +0100", -3600),
+        ("Sun, 01 Nov 2026 12:00:01 -0000", -1),
+        ("now", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_date_of_an_answer_says_how_far_a_clock_is_ahead(header: str | None, ahead: float | None) -> None:
+    assert read_clock(header, NOW) == ahead
 
 
 # Envelopes ------------------------------------------------------------------------------------------------------------

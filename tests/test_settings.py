@@ -298,6 +298,67 @@ def test_a_wrong_value_in_an_env_file_is_refused_by_the_variables_name(tmp_path:
         load_settings()
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("CONTIO_RATE_LIMIT=7\n", encoding="utf-8-sig")
+    assert load_settings().rate_limit == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("CONTIO_DATADIR", "did you mean CONTIO_DATA_DIR?"),
+        ("contio_client_secrt", "did you mean CONTIO_CLIENT_SECRET?"),
+        ("CONTIO_RATELIMIT", "did you mean CONTIO_RATE_LIMIT?"),
+        ("CONTIO_XQZ", "remove it"),
+    ],
+)
+@pytest.mark.parametrize("source", ["environment", "file"])
+def test_a_misspelled_name_is_refused_with_the_closest_one(
+    name: str, advice: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "file":
+        (tmp_path / ".env").write_text(f"OTHER=1\n\n{name}={SECRET}\n")
+    else:
+        monkeypatch.setenv(name, SECRET)
+    with pytest.raises(ConfigError) as refused:
+        load_settings()
+    where = f"{tmp_path}/.env line 3" if source == "file" else "in the environment"
+    assert f"{name} ({where}) is no setting: {advice}" in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+def test_misspelled_names_and_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTIO_RATE_LIMITS", "5")
+    monkeypatch.setenv("CONTIO_DOCUMENTS", "none")
+    with pytest.raises(ConfigError, match=r"^CONTIO_RATE_LIMITS .*; CONTIO_DOCUMENTS "):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'CONTIO_CLIENT_SECRET="{SECRET}',
+        f"CONTIO_CLIENT_SECRET='{SECRET}' and more",
+        f"CONTIO CLIENT SECRET={SECRET}",
+        f"export CONTIO_CLIENT_SECRET='{SECRET}",
+        f"the secret is {SECRET}",
+        "CONTIO_CLIENT_SECRET",
+    ],
+)
+def test_a_line_that_would_be_passed_over_is_refused_by_its_number(line: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"CONTIO_RATE_LIMIT=7\n# a remark\n\n{line}\nCONTIO_RETRY_SECONDS=7\n")
+    with pytest.raises(ConfigError, match=r"\.env line 4 ") as refused:
+        load_settings()
+    assert SECRET not in str(refused.value)
+
+
+def test_lines_and_variables_of_other_programs_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text('OTHER="never closed\nONLY_A_NAME\nmy-var=3\nCONTIO_RATE_LIMIT=7\n')
+    for name in ("MY_CONTIO_THING", "CONTIO_SERVICE_HOST", "CONTIO_PIPELINE_PORT_3000_TCP_ADDR", "CONTIO_PORT"):
+        monkeypatch.setenv(name, "tcp://10.0.0.1:3000")  # a cluster's, where a service is called contio
+    assert load_settings().rate_limit == 7
+
+
 # Secrets --------------------------------------------------------------------------------------------------------------
 
 
@@ -320,8 +381,7 @@ def test_a_refusal_never_shows_the_value_for_it_may_be_a_secret(name: str, monke
         load_settings()
     assert env(name) in str(refused.value)
     assert SECRET not in str(refused.value)
-    assert refused.value.__suppress_context__
-    assert SECRET not in str(refused.value.__context__)
+    assert refused.value.__context__ is None
 
 
 def test_both_credentials_are_returned_when_both_are_set() -> None:

@@ -18,7 +18,14 @@ from typing import Annotated
 import typer
 
 from contio_pipeline import __version__
-from contio_pipeline.cli import accounts, keeping, reading, syncing, trying  # noqa: F401 - they register their commands
+from contio_pipeline.cli import (  # noqa: F401 - they register their commands
+    accounts,
+    doctor,
+    keeping,
+    reading,
+    syncing,
+    trying,
+)
 from contio_pipeline.cli.common import Verbose, app, log
 from contio_pipeline.errors import ContioError
 

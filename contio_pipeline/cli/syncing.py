@@ -84,6 +84,10 @@ def _window(since: str | None, until: str | None) -> tuple[datetime | None, date
         if until is not None
         else _moment("", str(datetime.now(UTC).date() + timedelta(days=1)))
     )
+    if until is None and start >= end:
+        raise ConfigError(
+            f"--since {since} lies in the future, and without --until a window ends with today: say --until too"
+        )
     if start >= end:
         raise ConfigError(f"the window is empty: --since {since} is not before --until {until or end.date()}")
     return start, end

@@ -82,11 +82,17 @@ def sandbox(
     wrong = []
     for asked in fault or ():
         name, _, times = asked.partition(":")
-        if name not in NAMED or not (times or "1").isdecimal():
+        if name not in NAMED or not (times or "1").isdecimal() or not int(times or 1):
             raise ConfigError(
-                f"there is no fault {asked!r}: contio-pipeline sandbox --faults lists them; NAME:3 is three times"
+                f"there is no fault {asked!r}: contio-pipeline sandbox --faults lists them; NAME:3 is three times, at least once"
             )
         wrong.append(named(name, int(times or FOR_EVER)))
-    server = Sandbox(World(seed=seed, meetings=meetings, accounts=accounts), port=port, rate_limit=rate_limit)
+    try:
+        server = Sandbox(World(seed=seed, meetings=meetings, accounts=accounts), port=port, rate_limit=rate_limit)
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} on 127.0.0.1 cannot be used ({error.strerror}): stop the program that has it, or name another with "
+            "--port (0 picks a free one)"
+        ) from None
     server.faults = wrong
     serve(server)
