@@ -81,6 +81,21 @@ class Place:
         [name] = self.world.accounts
         return name
 
+    @property
+    def secrets(self) -> list[str]:
+        """All that nobody may ever find outside the token store: of the application and of every token that was ever good."""
+        return [self.world.client_secret, *self.sandbox.issued, "cto_at_", "cto_rt_"]
+
+    def look_for_secrets(self, folder: Path) -> int:
+        """Search every byte below the folder but the token store's; returns how many files there are."""
+        needles = [secret.encode() for secret in self.secrets]
+        store = self.settings.state_dir / "accounts"
+        files = [path for path in folder.rglob("*") if path.is_file() and store not in path.parents]
+        for path in files:
+            content = path.read_bytes()
+            assert not [needle for needle in needles if needle in content], path
+        return len(files)
+
     def sync(self, **options: Any) -> SyncReport:
         return sync(self.settings, **options)
 

@@ -306,6 +306,9 @@ def test_a_broken_account_fails_the_run_after_the_good_ones_are_published(
     assert checks.keys() == set(TABLES)
     assert not any(check.passed for check in checks.values())
     assert "bo: the refresh token" in str(checks["meetings"].description)
+    assert project.place.look_for_secrets(Path(project.instance.root_directory).parent) > 20
+    events = project.instance.all_logs(result.run_id)
+    assert not [secret for secret in project.place.secrets if secret in repr(events)]
 
 
 def test_what_an_unpublished_run_left_incomplete_fails_the_run_that_publishes_it(project: Project) -> None:
