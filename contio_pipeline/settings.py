@@ -33,6 +33,7 @@ API_PREFIX = "/v1/partner/user"
 _PREFIX = "CONTIO_"
 _CRON_NAMES = {"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"}
 _CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _OWNER = re.compile(r"team:\w[\w .-]*|[\w.+-]+@[\w-]+(\.[\w-]+)+")
 
 
@@ -66,6 +67,20 @@ def _is_address(parts: SplitResult) -> bool:
     return port != 0
 
 
+def _redirect_uri(value: str) -> str:
+    """The value, unchanged: it must equal what the partner application registered, to the letter."""
+    parts = urlsplit(value)
+    if parts.scheme == "https":
+        _http_url(value)
+        return value
+    if parts.scheme != "http" or parts.hostname not in _LOOPBACK or not _is_address(parts) or not parts.port:
+        raise ValueError(
+            "must be http://127.0.0.1:PORT/PATH (or localhost, or [::1]), or an https address for login --no-browser"
+        )
+    _http_url(value)
+    return value
+
+
 Url = Annotated[str, AfterValidator(_http_url)]
 
 
@@ -78,6 +93,8 @@ class Settings(BaseSettings):
 
     api_url: Url = "https://api.contio.ai"
     token_url: Url = "https://auth.contio.ai/oauth2/token"  # noqa: S105 - an address
+    authorize_url: Url = "https://auth.contio.ai/oauth2/authorize"
+    redirect_uri: Annotated[str, AfterValidator(_redirect_uri)] = "http://127.0.0.1:8765/callback"
     client_id: str | None = None
     client_secret: SecretStr | None = None
     data_dir: Path = Path("data")
