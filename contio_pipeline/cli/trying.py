@@ -49,7 +49,7 @@ What to do next
   look:        CONTIO_DATA_DIR={folder} {program} status
   Dagster:     CONTIO_DATA_DIR={folder} make up, then http://127.0.0.1:3000: assets, runs, checks
   real data:   set CONTIO_CLIENT_ID and CONTIO_CLIENT_SECRET, then
-               {program} accounts add NAME --refresh-token-stdin && {program} sync"""
+               {program} login && {program} sync"""
     )
 
 

@@ -222,7 +222,7 @@ class Sandbox:
 
     Attributes:
         requests: every API and token request, in order of arrival; `reset_log` empties it.
-        issued: every access and refresh token that was ever good, for those who look for secrets where none should be.
+        issued: every token and authorization code that was ever good, for those who look for secrets where none should be.
         faults: what goes wrong next: the first that matches happens, and those that may come together with it.
         before: called with each admitted request before it is answered, to change the world between pages.
     """
@@ -353,8 +353,8 @@ class Sandbox:
         self._access[token] = _Token(account, account, time.monotonic() + self.access_ttl)
         return token
 
-    def _issue(self, kind: Literal["at", "rt"]) -> str:
-        """A new token that says what it is: an access token or a refresh token."""
+    def _issue(self, kind: Literal["at", "rt", "ac"]) -> str:
+        """A new secret that says what it is: an access token, a refresh token, an authorization code."""
         self.issued.append(f"cto_{kind}_v1_{secrets.token_hex(32)}")
         return self.issued[-1]
 
