@@ -32,7 +32,7 @@ _REFRESH_AHEAD = 120.0
 Slot = Callable[[], AbstractContextManager[None]]
 """Waits for a place in a request budget, and holds it."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@+._-]{0,99}")
+ACCOUNT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@+._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class TokenStore:
             os.close(descriptor)
 
     def _path(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
+        if not ACCOUNT_NAME.fullmatch(name):
             raise ConfigError(
                 f"{name!r} cannot name an account: use up to 100 letters, digits, and @ + . _ - (a letter or digit first)"
             )

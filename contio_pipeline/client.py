@@ -84,6 +84,17 @@ _SLOWEST_DOWNLOAD = 1024.0  # bytes a second, averaged over one timeout
 _DEADLINE, _UNBOUNDED = "contio_deadline", "contio_unbounded"  # in a request's extensions
 
 
+def new_budgets(settings: Settings, sleep: Callable[[float], None]) -> tuple[Budget, Budget]:
+    """The budgets of the API and of the token endpoint, both named by the API's host."""
+    name = f"budget-{server_name(settings)}"
+    how: dict[str, Any] = {"timeout": settings.timeout_seconds, "sleep": sleep}
+    api_how: dict[str, Any] = {"limit": settings.rate_limit, "window": settings.rate_window_seconds}
+    return (
+        Budget(settings.state_dir / f"{name}.sqlite", **api_how, **how),
+        Budget(settings.state_dir / f"{name}-oauth.sqlite", limit=_OAUTH_REQUESTS, window=_OAUTH_WINDOW, **how),
+    )
+
+
 def _give_back_large_blocks() -> None:
     """Make glibc return freed blocks of a MB or more to the system; by default each thread keeps some tens of MB of them."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries have none
@@ -189,20 +200,7 @@ class Client:
         self._store = TokenStore(settings.state_dir)
         self._auths: dict[str, AccountAuth] = {}
         self._api = httpx.URL(settings.api_url + API_PREFIX + "/")
-        self._budget = Budget(
-            settings.state_dir / f"budget-{server_name(settings)}.sqlite",
-            limit=settings.rate_limit,
-            window=settings.rate_window_seconds,
-            timeout=settings.timeout_seconds,
-            sleep=self._wait_for_budget,
-        )
-        self._oauth_budget = Budget(
-            settings.state_dir / f"budget-{server_name(settings)}-oauth.sqlite",
-            limit=_OAUTH_REQUESTS,
-            window=_OAUTH_WINDOW,
-            timeout=settings.timeout_seconds,
-            sleep=self._wait_for_budget,
-        )
+        self._budget, self._oauth_budget = new_budgets(settings, self._wait_for_budget)
         urls = (settings.api_url, settings.token_url)
         self._http = new_http(
             lambda: httpx.Client(

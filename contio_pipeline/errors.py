@@ -26,6 +26,10 @@ class AccountError(ContioError):
     """The account cannot be used at all until a person acts (consent revoked, refresh token rejected)."""
 
 
+class CredentialsRefused(AccountError):
+    """The token endpoint does not know the application: no account can be used, and no token was used up."""
+
+
 class ApiError(ContioError):
     """An answer that more tries will not mend.
 

@@ -110,7 +110,7 @@ def _error_fields(body: bytes) -> dict[str, str]:
     if not isinstance(value, dict):
         return {"code": "", "request_id": "", "text": "(not an answer of the API itself)" if body else ""}
     # API errors carry code and error (message is deprecated); OAuth and rate limit errors carry error as the code.
-    texts = {key: _printable(field) for key, field in value.items() if isinstance(field, str)}
+    texts = {key: printable(field) for key, field in value.items() if isinstance(field, str)}
     code = texts.get("code") or (texts.get("error", "") if "error_description" in texts else "")
     text = texts.get("error_description") or texts.get("error") or texts.get("message", "")
     return {
@@ -120,7 +120,7 @@ def _error_fields(body: bytes) -> dict[str, str]:
     }
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A server's words as one line that can be printed and stored, without a token that it may have repeated."""
     line = "".join(c if c.isprintable() else " " for c in text)
     return re.sub(r"cto_[A-Za-z]+_\w+", "(token)", line)

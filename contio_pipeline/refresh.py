@@ -41,6 +41,7 @@ from contio_pipeline.errors import (
     BrokenAnswer,
     ConfigError,
     ContioError,
+    CredentialsRefused,
     Throttled,
     TokensThrottled,
     Transient,
@@ -205,7 +206,7 @@ class TokenEndpoint:
             raise
         except ApiError as error:
             if error.code == "invalid_client" or isinstance(error, Unauthorized):
-                raise AccountError(
+                raise CredentialsRefused(
                     f"the token endpoint refused the application's credentials ({error}): check CONTIO_CLIENT_ID and "
                     "CONTIO_CLIENT_SECRET"
                 ) from None

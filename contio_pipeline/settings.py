@@ -42,6 +42,7 @@ _KUBERNETES = re.compile(r"CONTIO_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_\d+_(
 """What a cluster puts into the environment of every program where a service is called contio or contio-something."""
 
 _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=")
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _OWNER = re.compile(r"team:\w[\w .-]*|[\w.+-]+@[\w-]+(\.[\w-]+)+")
 
 
@@ -75,6 +76,20 @@ def _is_address(parts: SplitResult) -> bool:
     return port != 0
 
 
+def _redirect_uri(value: str) -> str:
+    """The value, unchanged: it must equal what the partner application registered, to the letter."""
+    parts = urlsplit(value)
+    if parts.scheme == "https":
+        _http_url(value)
+        return value
+    if parts.scheme != "http" or parts.hostname not in _LOOPBACK or not _is_address(parts) or not parts.port:
+        raise ValueError(
+            "must be http://127.0.0.1:PORT/PATH (or localhost, or [::1]), or an https address for login --no-browser"
+        )
+    _http_url(value)
+    return value
+
+
 Url = Annotated[str, AfterValidator(_http_url)]
 
 
@@ -87,6 +102,8 @@ class Settings(BaseSettings):
 
     api_url: Url = "https://api.contio.ai"
     token_url: Url = "https://auth.contio.ai/oauth2/token"  # noqa: S105 - an address
+    authorize_url: Url = "https://auth.contio.ai/oauth2/authorize"
+    redirect_uri: Annotated[str, AfterValidator(_redirect_uri)] = "http://127.0.0.1:8765/callback"
     client_id: str | None = None
     client_secret: SecretStr | None = None
     data_dir: Path = Path("data")

@@ -313,6 +313,9 @@ PROFILE_PATH = "profile"
 PROFILE_NAME = "profile"
 """What `ops.windows` calls the reading of an account's profile, with which every sync of the account begins."""
 
+SCOPES = ("profile", *dict.fromkeys(stream.scope for stream in STREAMS))
+"""What a consent must include: the profile, and what each list needs."""
+
 PROFILE = _columns(
     id=("text", "The Contio user's id."),
     display_name=("text", "The user's name."),

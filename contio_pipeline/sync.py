@@ -324,8 +324,8 @@ def _accounts(settings: Settings, accounts: Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(accounts)) or store.names()
     if not names:
         raise ConfigError(
-            "there are no accounts yet; add one: contio-pipeline accounts add NAME --refresh-token-stdin "
-            "(the token comes from standard input)"
+            "there are no accounts yet; add one: contio-pipeline login, or contio-pipeline accounts add NAME "
+            "--refresh-token-stdin"
         )
     for name in set(names) - set(store.names()):
         store.read(name)  # says which accounts there are; damaged tokens stop their own account only

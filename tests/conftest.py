@@ -49,6 +49,7 @@ class Place:
         values = {
             "api_url": self.sandbox.api_url,
             "token_url": self.sandbox.token_url,
+            "authorize_url": self.sandbox.authorize_url,
             "client_id": self.world.client_id,
             "client_secret": self.world.client_secret,
             "data_dir": self.folder / "data",

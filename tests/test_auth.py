@@ -28,6 +28,7 @@ from contio_pipeline.errors import (
     BrokenAnswer,
     ConfigError,
     ContioError,
+    CredentialsRefused,
     TokensThrottled,
     Transient,
 )
@@ -541,7 +542,7 @@ def test_credentials_that_are_refused_name_their_variables(
     auth = new_auth(credentials=(sandbox.world.client_id, SecretStr("wrong")))
     before = store.read("ana")
     error = failing(auth, sandbox)
-    assert type(error) is AccountError
+    assert type(error) is CredentialsRefused
     assert "check CONTIO_CLIENT_ID and CONTIO_CLIENT_SECRET" in str(error)
     assert "request_id" in str(error)
     assert store.read("ana") == before
@@ -556,7 +557,7 @@ def test_credentials_are_also_refused_in_other_words(
 ) -> None:
     sandbox.faults = [Fault(TOKEN, status=status, body=body, times=2)]  # raw, and form-encoded
     error = failing(new_auth(), sandbox)
-    assert type(error) is AccountError
+    assert type(error) is CredentialsRefused
     assert "CONTIO_CLIENT_SECRET" in str(error)
     assert refreshes(sandbox) == 2
 

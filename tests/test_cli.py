@@ -342,7 +342,12 @@ def test_the_demo_shows_everything_and_a_second_run_finds_nothing_changed(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "command", [[], *([name] for name in ("sync", "status", "query", "publish", "demo", "sandbox", "accounts"))]
+    "command",
+    [
+        *([name] for name in ("sync", "status", "query", "publish", "demo", "sandbox", "login", "accounts")),
+        *(["accounts", name] for name in ("add", "import", "list")),
+        [],
+    ],
 )
 def test_help_teaches(command: list[str]) -> None:
     done = call(*command, "--help")

@@ -10,12 +10,13 @@ import ssl
 import subprocess
 import sys
 import time
+from base64 import urlsafe_b64encode
 from contextlib import contextmanager
 from copy import copy
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlsplit
 from uuid import uuid4
 
 import httpx
@@ -307,6 +308,124 @@ def test_without_rotation_the_old_token_stays(sandbox: Sandbox) -> None:
         assert body["access_token"]
 
 
+VERIFIER = "an-unguessable_verifier.of~43-or-more-characters"
+CHALLENGE = urlsafe_b64encode(hashlib.sha256(VERIFIER.encode()).digest()).decode().rstrip("=")
+CALLBACK = "http://127.0.0.1:8765/callback"
+
+
+def consent(sandbox: Sandbox, **changes: str | None) -> httpx.Response:
+    """Ask for consent as a browser does, without following the redirect; None leaves a parameter out."""
+    asked = {
+        "response_type": "code",
+        "client_id": sandbox.world.client_id,
+        "redirect_uri": CALLBACK,
+        "scope": " ".join(SCOPES),
+        "state": "the state",
+        "code_challenge": CHALLENGE,
+        "code_challenge_method": "S256",
+    } | changes
+    params = {name: value for name, value in asked.items() if value is not None}
+    return httpx.get(sandbox.authorize_url, params=params, verify=NO_TLS)
+
+
+def brought_back(response: httpx.Response) -> dict[str, str]:
+    """What the redirect brings to the application."""
+    assert response.status_code == 302
+    assert response.headers["location"].startswith(CALLBACK + "?")
+    return dict(parse_qsl(urlsplit(response.headers["location"]).query, strict_parsing=True))
+
+
+def exchange(sandbox: Sandbox, given: str, **changes: str | None) -> httpx.Response:
+    asked = {
+        "grant_type": "authorization_code",
+        "code": given,
+        "redirect_uri": CALLBACK,
+        "client_id": sandbox.world.client_id,
+        "code_verifier": VERIFIER,
+    } | changes
+    return refresh(sandbox, "", data={name: value for name, value in asked.items() if value is not None})
+
+
+def test_a_consent_gives_a_code_and_the_code_gives_tokens_of_that_user(sandbox: Sandbox) -> None:
+    for changes, name in (({}, "ana"), ({"account": "bo"}, "bo")):
+        answer = brought_back(consent(sandbox, **changes))
+        assert answer["state"] == "the state"
+        tokens = exchange(sandbox, answer["code"]).json()
+        assert tokens["scope"] == " ".join(SCOPES)
+        headers = {"authorization": f"Bearer {tokens['access_token']}"}
+        told = httpx.get(f"{sandbox.api_url}{API_ROOT}/profile", headers=headers, verify=NO_TLS).json()
+        assert told["id"] == sandbox.world.accounts[name].user_id
+        assert refresh(sandbox, tokens["refresh_token"]).status_code == 200
+
+
+def test_a_code_works_once_and_a_second_use_ends_what_it_gave(sandbox: Sandbox) -> None:
+    code = brought_back(consent(sandbox))["code"]
+    tokens = exchange(sandbox, code).json()
+    second = exchange(sandbox, code)
+    assert (second.status_code, second.json()["error"]) == (400, "invalid_grant")
+    assert refresh(sandbox, tokens["refresh_token"]).json()["error"] == "invalid_grant"
+
+
+def test_an_old_code_is_refused(sandbox: Sandbox) -> None:
+    sandbox.code_ttl = 0.0
+    assert exchange(sandbox, brought_back(consent(sandbox))["code"]).json()["error"] == "invalid_grant"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"code_verifier": VERIFIER[:-1] + "x"}, "invalid_grant"),
+        ({"code_verifier": CHALLENGE}, "invalid_grant"),
+        ({"code_verifier": None}, "invalid_request"),
+        ({"redirect_uri": CALLBACK + "/"}, "invalid_grant"),
+        ({"redirect_uri": None}, "invalid_request"),
+        ({"client_id": "another"}, "invalid_request"),
+        ({"code": None}, "invalid_request"),
+        ({"code": "made up"}, "invalid_grant"),
+    ],
+)
+def test_bad_exchanges(changes: dict[str, str | None], error: str, sandbox: Sandbox) -> None:
+    response = exchange(sandbox, brought_back(consent(sandbox))["code"], **changes)
+    assert (response.status_code, response.json()["error"]) == (400, error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"response_type": "token"}, "unsupported_response_type"),
+        ({"code_challenge": None}, "invalid_request"),
+        ({"code_challenge": "short"}, "invalid_request"),
+        ({"code_challenge_method": "plain"}, "invalid_request"),
+        ({"code_challenge_method": None}, "invalid_request"),
+        ({"scope": "meetings:write"}, "invalid_scope"),
+        ({"scope": None}, "invalid_scope"),
+        ({"login_hint": "nobody"}, "access_denied"),
+    ],
+)
+def test_bad_requests_for_consent_come_back_as_errors(
+    changes: dict[str, str | None], error: str, sandbox: Sandbox
+) -> None:
+    answer = brought_back(consent(sandbox, **changes))
+    assert (answer["error"], answer["state"]) == (error, "the state")
+    assert "code" not in answer
+
+
+def test_nobody_is_redirected_for_an_unknown_application_or_address(sandbox: Sandbox) -> None:
+    sandbox.redirect_uris = [CALLBACK]
+    for changes in ({"client_id": "another"}, {"redirect_uri": CALLBACK + "/"}, {"redirect_uri": "javascript:x"}):
+        response = consent(sandbox, **changes)
+        assert (response.status_code, "location" in response.headers) == (400, False)
+
+
+def test_a_token_does_what_was_asked_for_and_no_more(sandbox: Sandbox) -> None:
+    code = brought_back(consent(sandbox, scope="profile meetings:read"))["code"]
+    tokens = refresh(sandbox, exchange(sandbox, code).json()["refresh_token"]).json()
+    assert tokens["scope"] == "profile meetings:read"
+    with httpx.Client(headers={"authorization": f"Bearer {tokens['access_token']}"}, verify=NO_TLS) as client:
+        assert client.get(f"{sandbox.api_url}{API_ROOT}/meetings").status_code == 200
+        assert client.get(f"{sandbox.api_url}{API_ROOT}/action-items").json()["code"] == "insufficient_scope"
+
+
 def test_client_credentials_raw_or_form_encoded(sandbox: Sandbox) -> None:
     world, token = sandbox.world, sandbox.login("ana")
     assert quote(world.client_secret, safe="") != world.client_secret
@@ -546,7 +665,7 @@ def test_serve_prints_one_line_and_ends_on_a_signal(end: signal.Signals) -> None
     ) as process:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
-        assert ready.keys() == {"api_url", "token_url", "client_id", "client_secret", "accounts"}
+        assert ready.keys() == {"api_url", "token_url", "authorize_url", "client_id", "client_secret", "accounts"}
         response = httpx.post(
             ready["token_url"],
             auth=(ready["client_id"], ready["client_secret"]),

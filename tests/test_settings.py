@@ -57,6 +57,32 @@ BAD_URLS = (
 VARIABLES = {
     "api_url": Variable("https://api.contio.ai", URLS, BAD_URLS),
     "token_url": Variable("https://auth.contio.ai/oauth2/token", URLS, BAD_URLS),
+    "authorize_url": Variable("https://auth.contio.ai/oauth2/authorize", URLS, BAD_URLS),
+    "redirect_uri": Variable(
+        "http://127.0.0.1:8765/callback",
+        {
+            good: good
+            for good in (
+                "http://localhost:1/",
+                "http://[::1]:65535/a/b",
+                "http://127.0.0.1:80",
+                "https://example.com/back/",
+            )
+        },
+        (
+            "http://127.0.0.1/callback",
+            "http://127.0.0.1:0/callback",
+            "http://127.0.0.2:8765/callback",
+            "http://example.com:8765/callback",
+            "http://127.0.0.1:8765/callback?x=1",
+            "http://127.0.0.1:8765/callback#x",
+            "http://127.0.0.1:8765/call back",
+            "http://user@127.0.0.1:8765/callback",
+            "https://user@example.com",
+            "127.0.0.1:8765",
+            "contio://callback",
+        ),
+    ),
     "client_id": Variable(None, {"cto_client_1": "cto_client_1"}, ("with:colon",)),
     "client_secret": Variable(None, {}),  # see test_the_secret_is_never_shown
     "data_dir": Variable(

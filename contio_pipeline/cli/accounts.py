@@ -2,22 +2,81 @@
 
 from __future__ import annotations
 
+import io
 import sys
-from datetime import UTC, datetime, timedelta
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from contio_pipeline.cli.common import Verbose, app, as_table, command, show, shown
+from contio_pipeline.cli.common import Verbose, app, as_table, as_text, command, show
 from contio_pipeline.cli.keeping import DryRun, Yes, erase
-from contio_pipeline.errors import AccountError, ApiError, ConfigError
+from contio_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from contio_pipeline.auth import Tokens, TokenStore
-    from contio_pipeline.settings import Settings
+    from collections.abc import Callable
+
+    from contio_pipeline.accounts import Listed
 
 accounts_app = typer.Typer(help="Add, list and remove the Contio users whose data is synced.", no_args_is_help=True)
 app.add_typer(accounts_app, name="accounts")
+
+_A_MINUTE = 60.0
+_EVERY = 25
+
+
+@command(app)
+def login(
+    account: Annotated[
+        str | None,
+        typer.Option(
+            help="How you want to call the account; by default as now, or by the user's e-mail address.", metavar="NAME"
+        ),
+    ] = None,
+    no_browser: Annotated[
+        bool,
+        typer.Option("--no-browser", help="Print the address to open anywhere, and take what comes back by hand."),
+    ] = False,
+    verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """Let a Contio user consent in the browser, and add the account (or renew its consent).
+
+    The partner application must have registered the address that the browser comes back to: CONTIO_REDIRECT_URI, by default
+    http://127.0.0.1:8765/callback.
+
+    The tokens are dedicated to this pipeline and kept in the state folder, readable by you alone. Give them to no other
+    program: refresh tokens rotate, so two programs that use one end each other's.
+    """
+    from contio_pipeline.login import PATIENCE, Login
+    from contio_pipeline.settings import load_settings
+
+    attempt = Login(load_settings(), account)
+
+    def ready() -> None:
+        print(
+            f"Opening the browser, and waiting {PATIENCE / _A_MINUTE:.0f} minutes for the consent. If nothing shows up, open "
+            f"this address on this machine (on another: use --no-browser):\n\n{attempt.url}\n",
+            file=sys.stderr,
+        )
+
+    if no_browser:
+        print(f"Open this address in any browser, and consent:\n\n{attempt.url}\n")
+        print(
+            "The browser then goes to an address that may not load: that is expected. Paste that address here, whole, or the "
+            "code in it; within five minutes:",
+            flush=True,
+        )
+        code = attempt.read_pasted(sys.stdin.readline())
+    else:
+        code = attempt.wait_for_browser(ready)
+    done = attempt.finish(code)
+    print(
+        f"{'Renewed the consent of' if done.renewed else 'Added'} account {done.account}: {done.who or 'user not known'}."
+    )
+    for warning in done.warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
+    print(f"Next: contio-pipeline sync --account {done.account}")
 
 
 @command(accounts_app, "add")
@@ -28,88 +87,150 @@ def accounts_add(
     ] = False,
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
-    """Add a Contio user's consent, or replace its refresh token, and try it.
+    """Add a Contio user's consent, or replace its refresh token, and try it. Where there is a browser, use login.
 
     The token must be dedicated to this pipeline: refresh tokens rotate, so two programs that use one end each other's.
     It is kept in the state folder, readable by you alone, and never printed.
     """
-    from contio_pipeline.auth import Tokens, TokenStore
+    from contio_pipeline.accounts import Entry, Keeper, check_name, check_token
     from contio_pipeline.settings import load_settings
 
     if not refresh_token_stdin:
         raise ConfigError(
             f"say where the token comes from: contio-pipeline accounts add {name} --refresh-token-stdin, and give it on "
-            "standard input"
+            f"standard input; or let the user consent in the browser: contio-pipeline login --account {name}"
         )
     settings = load_settings()
-    store = TokenStore(settings.state_dir)
+    check_name(name)
     if sys.stdin.isatty():
         from getpass import getpass
 
-        token = getpass("Refresh token (not shown): ").strip()
+        token = getpass("Refresh token (not shown): ")
     else:
-        token = sys.stdin.readline().strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError("standard input held no refresh token: one line such as cto_rt_v1_… was expected")
-    with store.lock(name):
-        before = _known_tokens(store, name)
-        store.write(name, Tokens(token, profile_id=before.profile_id if before else ""))
-    try:
-        who = _try_account(settings, name)
-    except AccountError as error:
-        used_up = store.read(name).refresh_token != token
-        if before:
-            store.write(name, before)
-        else:
-            store.remove(name)
-        if (
-            used_up
-        ):  # it is another user's: the trial exchanged it, and what it was exchanged for is not kept under this name
-            raise AccountError(f"{error} (with a new token: this one was used up by the check)") from None
-        raise
-    except (ApiError, ConfigError) as error:
-        print(f"Added account {name}. It could not be tried yet: {error}", file=sys.stderr)
+        token = sys.stdin.readline()
+    keeper = Keeper(settings)
+    fresh, done = keeper.take([Entry(name, check_token(token))], replace=True)
+    [outcome] = keeper.trials([*fresh, *done])
+    if outcome.state == "refused" and outcome.error:
+        raise outcome.error
+    said = "Added" if fresh else "This token was given before; it is in use since by"
+    if outcome.error:
+        print(f"{said} account {name}. It could not be tried yet: {outcome.error}", file=sys.stderr)
     else:
-        print(f"Added account {name}: {who}. Next: contio-pipeline sync --account {name}")
+        print(f"{said} account {name}: {outcome.who}. Next: contio-pipeline sync --account {name}")
+    for warning in outcome.warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
 
 
-def _known_tokens(store: TokenStore, name: str) -> Tokens | None:
-    """The account's tokens; None where there are none, or where they are damaged."""
-    try:
-        return store.read(name)
-    except ConfigError:
-        return None
+@command(accounts_app, "import")
+def accounts_import(
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Give accounts that are there already the new tokens of the same users.")
+    ] = False,
+    try_them: Annotated[
+        bool, typer.Option("--try/--no-try", help="Try each token at once; without, the next sync does.")
+    ] = True,
+    verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """Add many accounts from standard input: lines of CSV (name,refresh_token) or of JSON (name, refresh_token).
+
+    All lines are checked first: when one is wrong, nothing is changed. Then all tokens are stored, and each is tried, at the
+    pace that the API allows (100 in five minutes). It can be stopped, and run again with the same lines: tokens that
+    were given before and are in use since are left alone. A token that is refused is not kept.
+
+    Each token must be dedicated to this pipeline: refresh tokens rotate, so two programs that use one end each other's.
+    """
+    from contio_pipeline.accounts import Keeper, Outcome, read_entries
+    from contio_pipeline.settings import load_settings
+
+    settings = load_settings()
+    keeper = Keeper(settings, _say_waiting())
+    lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="replace")
+    fresh, before = keeper.take(read_entries(lines), replace=replace)
+    print(f"{len(fresh)} tokens stored, {len(before)} were given before and are in use", file=sys.stderr)
+    outcomes: list[Outcome] = []
+    for outcome in keeper.trials(fresh) if try_them else ():
+        outcomes.append(outcome)
+        where = f"{outcome.entry.name} (line {outcome.entry.line})"
+        if outcome.error:
+            word = "Refused" if outcome.state == "refused" else "Kept, not tried"
+            print(f"{word}: {where}: {outcome.error}", file=sys.stderr)
+        for warning in outcome.warnings:
+            print(f"Warning: {where}: {warning}", file=sys.stderr)
+        if len(outcomes) % _EVERY == 0:
+            print(f"{len(outcomes)} of {len(fresh)} tried", file=sys.stderr)
+    count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("added", "kept", "refused")}
+    told = (
+        f"{count['added']} work, {count['kept']} could not be tried, {count['refused']} were refused"
+        if outcomes
+        else ""
+    )
+    print(f"Imported {len(fresh) - count['refused']} accounts{f': {told}' if told else ''}. Next: contio-pipeline sync")
+    if count["kept"] or count["refused"]:
+        raise typer.Exit(1)
 
 
-def _try_account(settings: Settings, name: str) -> str:
-    from contio_pipeline.client import Client
-    from contio_pipeline.streams import PROFILE_PATH
+def _say_waiting() -> Callable[[float], None]:
+    """Says at most once a minute that the request budget is used up."""
+    said = -_A_MINUTE
 
-    settings.credentials()
-    with Client(settings.model_copy(update={"retry_seconds": min(settings.retry_seconds, 5.0)})) as client:
-        profile = client.profile(name, PROFILE_PATH)
-    return shown(f"{profile.get('display_name') or 'no name'} <{profile.get('email') or 'no e-mail'}>")
+    def waiting(seconds: float) -> None:
+        nonlocal said
+        if time.monotonic() > said + _A_MINUTE:
+            said = time.monotonic()
+            print(f"waiting for the request budget ({seconds:.0f} s)", file=sys.stderr)
+
+    return waiting
 
 
 @command(accounts_app, "list")
-def accounts_list(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback does the work
-    """List the accounts, their scopes, and when their consent ends unless it is renewed by a sync."""
-    from contio_pipeline.auth import TokenStore
+def accounts_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with everything that is known.")] = False,
+    verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """List the accounts: whose they are, what they may do, when they were synced, and when their consent ends.
+
+    Each sync renews the consent for 30 days. What is shown of syncs is what is published.
+    """
+    from contio_pipeline.accounts import listed
     from contio_pipeline.settings import load_settings
 
-    store = TokenStore(load_settings().state_dir)
-    rows: list[list[Any]] = []
-    for name in store.names():
-        tokens = _known_tokens(store, name)
-        if tokens is None:
-            rows.append([name, "damaged: add it again", "", None, None])
-            continue
-        used = datetime.fromtimestamp(tokens.refreshed_at, UTC) if tokens.refreshed_at else None
-        rows.append([name, tokens.profile_id, tokens.scope, used, used and used + timedelta(days=30)])
-    if rows:
-        show(as_table(("account", "user id", "scopes", "refreshed", "consent ends"), rows))
+    found, now = listed(load_settings()), datetime.now(UTC)
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        rows = [asdict(one) | {"days_left": one.days_left(now)} for one in found]
+        print(json.dumps(rows, ensure_ascii=False, indent=2, default=as_text))
+    elif found:
+        columns = (
+            "account",
+            "user",
+            "user id",
+            "scopes",
+            "last sync",
+            "complete",
+            "refreshed",
+            "consent ends",
+            "days left",
+        )
+        show(as_table(columns, [_account_row(one, now) for one in found]))
     else:
-        print("No accounts yet. Add one: contio-pipeline accounts add NAME --refresh-token-stdin")
+        print("No accounts yet. Add one: contio-pipeline login")
+
+
+def _account_row(one: Listed, now: datetime) -> list[Any]:
+    if one.damaged:
+        scopes = f"damaged: contio-pipeline login --account {one.account}"
+    elif one.missing_scopes:
+        scopes = f"lacks {' '.join(one.missing_scopes)}"
+    else:
+        scopes = "all" if one.scopes else "not tried yet"
+    complete = {None: None, True: "yes", False: "NO"}[one.complete]
+    if one.complete is False and one.complete_as_of:
+        complete = f"NO (last: {one.complete_as_of:%Y-%m-%d %H:%M})"
+    times = (one.refreshed_at, one.consent_ends, one.days_left(now))
+    return [one.account, one.user, one.user_id, scopes, one.synced_at, complete, *times]
 
 
 @command(accounts_app, "remove")

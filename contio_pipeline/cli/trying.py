@@ -49,7 +49,7 @@ What to do next
   look:        CONTIO_DATA_DIR={folder} {program} status
   Dagster:     CONTIO_DATA_DIR={folder} make up, then http://127.0.0.1:3000: assets, runs, checks
   real data:   set CONTIO_CLIENT_ID and CONTIO_CLIENT_SECRET, then
-               {program} accounts add NAME --refresh-token-stdin && {program} sync"""
+               {program} login && {program} sync"""
     )
 
 
@@ -69,8 +69,9 @@ def sandbox(
 ) -> None:
     """Run a server that speaks the Contio API on made-up data, to rehearse and to test, until Ctrl-C.
 
-    When it is ready it prints one line of JSON: api_url, token_url, client_id, client_secret, and each account's
-    refresh_token. What it holds can be read (GET /_sandbox/truth, /_sandbox/requests) and changed (POST /_sandbox/change).
+    When it is ready it prints one line of JSON: api_url, token_url, authorize_url, client_id, client_secret, and each
+    account's refresh_token. What it holds can be read (GET /_sandbox/truth, /_sandbox/requests) and changed (POST
+    /_sandbox/change). A login is consented to at once, by the first user, or by the one that ?account= names.
     """
     from contio_pipeline.sandbox.faults import FOR_EVER, NAMED, named
     from contio_pipeline.sandbox.server import Sandbox, serve

@@ -1,6 +1,6 @@
-"""The sandbox's HTTP side: the Partner User API and its token endpoint over a `World`, on a loopback socket.
+"""The sandbox's HTTP side: the Partner User API and its authorization server over a `World`, on a loopback socket.
 
-What lives here: routes, envelopes, errors, tokens, scopes, rate limits, the request log, faults on
+What lives here: routes, envelopes, errors, consent, tokens, scopes, rate limits, the request log, faults on
 request and the control endpoints under `/_sandbox`. What never does: rows and who sees them (`world`).
 
 Rules follow the vendor's OpenAPI 1.10; where that is silent, `Sandbox` has a switch for each way it could be.
@@ -9,6 +9,7 @@ Rules follow the vendor's OpenAPI 1.10; where that is silent, `Sandbox` has a sw
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from base64 import b64decode
+from base64 import b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
 from collections import deque
 from dataclasses import asdict, dataclass, field
@@ -28,7 +29,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
-from urllib.parse import parse_qs, unquote_plus
+from urllib.parse import parse_qs, unquote_plus, urlencode, urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -36,7 +37,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from contio_pipeline.sandbox.faults import Cut, Fault
-from contio_pipeline.sandbox.world import CHANGES, Row, World, parse_time
+from contio_pipeline.sandbox.world import CHANGES, SCOPES, Row, World, parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -111,12 +112,21 @@ ERROR_SHAPES: Final[dict[str, Callable[[str, str, str], Row]]] = {
 
 @dataclass
 class _Token:
-    """A token in circulation; `family` ties together all that came from one login."""
+    """A token in circulation; `family` ties together all that came from one login, `scopes` is what it was given for."""
 
     account: str
     family: str
     expires: float
     used: bool = False
+    scopes: Sequence[str] = SCOPES
+
+
+@dataclass
+class _Code(_Token):
+    """An authorization code, and what the request for it said."""
+
+    redirect_uri: str = ""
+    challenge: str = ""
 
 
 @dataclass
@@ -152,6 +162,8 @@ class _Call:
         return _uuid(self.http.path_params[name], what, "api")
 
 
+_CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
+_VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -170,6 +182,14 @@ def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     return Response(body, status, headers, media_type="application/json")
 
 
+def _field(form: Mapping[str, list[str]], name: str) -> str:
+    """A field of a token request, which must be there once."""
+    values = form.get(name, [])
+    if len(values) != 1:
+        raise _Refused(400, "invalid_request", f"{name} is missing from the form body, or stands there twice", "oauth")
+    return values[0]
+
+
 def _not_a_cut(record: logging.LogRecord) -> bool:
     """Keeps uvicorn from reporting the answers that were cut on purpose."""
     return "without completing response" not in record.getMessage()
@@ -185,9 +205,13 @@ class Sandbox:
         port: 0 takes a free one.
         rate_limit: requests to the user API per rolling `rate_window`, of all clients; refused ones count.
         rate_window: seconds.
-        oauth_limit: requests to the token endpoint per `rate_window`.
+        oauth_limit: requests to the authorization and token endpoints per `rate_window`.
         retry_after: how a 429 says when to come back; None: not at all.
         access_ttl: seconds that an access token lives.
+        code_ttl: seconds in which an authorization code can be exchanged, once.
+        consent_as: whose consent the authorization endpoint is given, without a page to click on; a request may name another
+            account or e-mail address as `login_hint` or `account`. A name that nobody has denies it.
+        redirect_uris: those that the application registered; None takes any.
         rotate: whether a refresh answers a new refresh token; without, the old one stays good.
         latency: seconds that every API request waits.
         max_limit: a larger `limit` is clamped to it.
@@ -198,7 +222,7 @@ class Sandbox:
 
     Attributes:
         requests: every API and token request, in order of arrival; `reset_log` empties it.
-        issued: every access and refresh token that was ever good, for those who look for secrets where none should be.
+        issued: every token and authorization code that was ever good, for those who look for secrets where none should be.
         faults: what goes wrong next: the first that matches happens, and those that may come together with it.
         before: called with each admitted request before it is answered, to change the world between pages.
     """
@@ -213,6 +237,9 @@ class Sandbox:
         oauth_limit: int = 100,
         retry_after: Literal["seconds", "date"] | None = "seconds",
         access_ttl: float = 86_400,
+        code_ttl: float = 300.0,
+        consent_as: str | None = None,
+        redirect_uris: Sequence[str] | None = None,
         rotate: bool = True,
         latency: float = 0.0,
         max_limit: int = 100,
@@ -227,6 +254,9 @@ class Sandbox:
         self.oauth_limit = oauth_limit
         self.retry_after = retry_after
         self.access_ttl = access_ttl
+        self.code_ttl = code_ttl
+        self.consent_as = consent_as
+        self.redirect_uris = redirect_uris
         self.rotate = rotate
         self.latency = latency
         self.max_limit = max_limit
@@ -240,6 +270,7 @@ class Sandbox:
         self.before: Callable[[Request], object] | None = None
         self._api_limiter, self._oauth_limiter = _Limiter(), _Limiter()
         self._access: dict[str, _Token] = {}
+        self._codes: dict[str, _Code] = {}
         self._refresh = {
             account.refresh_token: _Token(account.name, account.name, math.inf) for account in world.accounts.values()
         }
@@ -269,6 +300,11 @@ class Sandbox:
     def token_url(self) -> str:
         """The token endpoint."""
         return f"{self.url}/oauth2/token"
+
+    @property
+    def authorize_url(self) -> str:
+        """The authorization endpoint."""
+        return f"{self.url}/oauth2/authorize"
 
     def start(self) -> Self:
         """Serve; returns when requests are answered."""
@@ -317,8 +353,8 @@ class Sandbox:
         self._access[token] = _Token(account, account, time.monotonic() + self.access_ttl)
         return token
 
-    def _issue(self, kind: Literal["at", "rt"]) -> str:
-        """A new token that says what it is: an access token or a refresh token."""
+    def _issue(self, kind: Literal["at", "rt", "ac"]) -> str:
+        """A new secret that says what it is: an access token, a refresh token, an authorization code."""
         self.issued.append(f"cto_{kind}_v1_{secrets.token_hex(32)}")
         return self.issued[-1]
 
@@ -331,38 +367,99 @@ class Sandbox:
         self._drop(lambda token: token.account == account)
 
     def _drop(self, condition: Callable[[_Token], bool]) -> None:
-        for tokens in (self._access, self._refresh):
+        given: tuple[dict[str, Any], ...] = (self._access, self._refresh, self._codes)
+        for tokens in given:
             for text in [text for text, token in tokens.items() if condition(token)]:
                 del tokens[text]
 
+    def _consent(self, call: _Call) -> Response:
+        """RFC 6749, section 4.1.1, with PKCE (RFC 7636) required as S256; the user answers at once."""
+        query = call.http.query_params
+        client, redirect_uri, state = (query.get(name, "") for name in ("client_id", "redirect_uri", "state"))
+        if client != self.world.client_id:  # whoever asks is not known: nobody is redirected (section 4.1.2.1)
+            raise _Refused(400, "invalid_client", "unknown client_id", "oauth")
+        registered = urlsplit(redirect_uri).scheme in {"http", "https"} and not urlsplit(redirect_uri).fragment
+        if not registered or (self.redirect_uris is not None and redirect_uri not in self.redirect_uris):
+            raise _Refused(400, "invalid_request", "redirect_uri is not registered with the application", "oauth")
+        scopes = query.get("scope", "").split()
+        hint = query.get("login_hint") or query.get("account") or self.consent_as or next(iter(self.world.accounts))
+        known = {
+            alias: name for name, who in self.world.accounts.items() for alias in (name, str(who.profile["email"]))
+        }
+        if len(query.multi_items()) > len(query.keys()):
+            answer = {"error": "invalid_request", "error_description": "a parameter stands twice"}
+        elif query.get("response_type") != "code":
+            answer = {"error": "unsupported_response_type", "error_description": "response_type must be code"}
+        elif query.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(query.get("code_challenge", "")):
+            answer = {"error": "invalid_request", "error_description": "a code_challenge with S256 is required"}
+        elif not scopes or set(scopes) - set(SCOPES):
+            answer = {"error": "invalid_scope", "error_description": f"scopes are {' '.join(SCOPES)}"}
+        elif hint not in known:
+            answer = {"error": "access_denied", "error_description": "the user did not consent"}
+        else:
+            code = self._issue("ac")
+            self._codes[code] = _Code(
+                known[hint], secrets.token_hex(8), time.monotonic() + self.code_ttl, scopes=scopes,
+                redirect_uri=redirect_uri, challenge=query["code_challenge"],
+            )  # fmt: skip
+            answer = {"code": code}
+        answer |= {"state": state} if state else {}
+        sign = "&" if urlsplit(redirect_uri).query else "?"
+        return Response(status_code=302, headers={"location": f"{redirect_uri}{sign}{urlencode(answer)}"})
+
     def _token(self, call: _Call) -> Response:
-        """RFC 6749, section 6, with rotation and reuse detection (RFC 9700, section 4.14.2)."""
         self._check_client(call.http.headers.get("authorization", ""))
         kind = call.http.headers.get("content-type", "").partition(";")[0].strip().lower()
         form = parse_qs(call.body.decode("utf-8", "replace")) if kind == "application/x-www-form-urlencoded" else {}
-        grant, given = (form.get(name, [""])[-1] for name in ("grant_type", "refresh_token"))
-        if not grant:
-            raise _Refused(400, "invalid_request", "grant_type is missing from the form body", "oauth")
-        if grant != "refresh_token":
-            raise _Refused(400, "unsupported_grant_type", "only refresh_token is supported", "oauth")
-        if not given:
-            raise _Refused(400, "invalid_request", "refresh_token is missing from the form body", "oauth")
+        match _field(form, "grant_type"):
+            case "refresh_token":
+                return self._refreshed(_field(form, "refresh_token"))
+            case "authorization_code":
+                return self._exchanged(form)
+        raise _Refused(400, "unsupported_grant_type", "refresh_token and authorization_code are supported", "oauth")
+
+    def _refreshed(self, given: str) -> Response:
+        """RFC 6749, section 6, with rotation and reuse detection (RFC 9700, section 4.14.2)."""
         old = self._refresh.get(given)
         if old is not None and old.used:
             self._drop(lambda token: token.family == old.family)
         if old is None or old.used:
             raise _Refused(400, "invalid_grant", "the refresh token is invalid, expired or already used", "oauth")
+        old.used = self.rotate
+        return self._give(old, with_refresh=self.rotate)
+
+    def _exchanged(self, form: dict[str, list[str]]) -> Response:
+        """RFC 6749, section 4.1.3, and RFC 7636, section 4.6; whatever is wrong, the code is void from then on."""
+        given, redirect_uri, verifier = (_field(form, name) for name in ("code", "redirect_uri", "code_verifier"))
+        if form.get("client_id", [self.world.client_id])[-1] != self.world.client_id:
+            raise _Refused(400, "invalid_request", "client_id is not the one of the credentials", "oauth")
+        code = self._codes.get(given)
+        if code is not None and code.used:
+            self._drop(lambda token: token.family == code.family)
+        if code is None or code.used or code.expires <= time.monotonic():
+            raise _Refused(400, "invalid_grant", "the code is invalid, expired or already used", "oauth")
+        code.used = True
+        challenge = urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
+        if not _VERIFIER.fullmatch(verifier) or challenge != code.challenge:
+            raise _Refused(400, "invalid_grant", "the code_verifier does not fit the code_challenge", "oauth")
+        if redirect_uri != code.redirect_uri:
+            raise _Refused(400, "invalid_grant", "redirect_uri is not the one that the code was sent to", "oauth")
+        return self._give(code, with_refresh=True)
+
+    def _give(self, source: _Token, *, with_refresh: bool) -> Response:
+        """New tokens of the same login."""
         access, fresh = self._issue("at"), self._issue("rt")
-        self._access[access] = _Token(old.account, old.family, time.monotonic() + self.access_ttl)
+        scopes = [scope for scope in self.world.accounts[source.account].scopes if scope in source.scopes]
+        expires = time.monotonic() + self.access_ttl
+        self._access[access] = _Token(source.account, source.family, expires, scopes=source.scopes)
         answer = {
             "access_token": access,
             "token_type": "Bearer",
             "expires_in": int(self.access_ttl),
-            "scope": " ".join(self.world.accounts[old.account].scopes),
+            "scope": " ".join(scopes),
         }
-        if self.rotate:
-            old.used = True
-            self._refresh[fresh] = _Token(old.account, old.family, math.inf)
+        if with_refresh:
+            self._refresh[fresh] = _Token(source.account, source.family, math.inf, scopes=source.scopes)
             answer["refresh_token"] = fresh
         return _json(answer, headers={"cache-control": "no-store"})
 
@@ -394,15 +491,15 @@ class Sandbox:
         }[self.retry_after]
         raise _Refused(429, "rate_limit_exceeded", "Too many requests, slow down", "limit", headers)
 
-    def _authenticate(self, http: HttpRequest) -> str:
+    def _authenticate(self, http: HttpRequest) -> _Token:
         scheme, _, text = http.headers.get("authorization", "").partition(" ")
         token = self._access.get(text.strip()) if scheme.lower() == "bearer" else None
         if token is None or token.expires <= time.monotonic():
             raise _Refused(401, "unauthorized", "Authentication required", "api", {"www-authenticate": "Bearer"})
-        return token.account
+        return token
 
-    def _authorize(self, account: str, scope: str) -> None:
-        if scope not in self.world.accounts[account].scopes:
+    def _authorize(self, token: _Token, scope: str) -> None:
+        if scope not in self.world.accounts[token.account].scopes or scope not in token.scopes:
             raise _Refused(403, "insufficient_scope", f"The token lacks the scope {scope}", "api")
 
     # ------------------------------------------------------------------------------------------- the user API
@@ -580,7 +677,8 @@ class Sandbox:
         return Starlette(
             routes=[
                 *(Route(API_ROOT + path, self._api(scope, handler)) for path, scope, handler in user),
-                Route("/oauth2/token", self._oauth, methods=["POST"]),
+                Route("/oauth2/authorize", self._oauth(self._consent), methods=["GET"]),
+                Route("/oauth2/token", self._oauth(self._token), methods=["POST"]),
                 *(Route(path, self._control(handler), methods=[method]) for method, path, handler in control),
                 Route("/{path:path}", self._api(None, self._nothing)),
             ]
@@ -590,11 +688,12 @@ class Sandbox:
         """An endpoint of the user API: limited first, then authenticated, then authorized."""
 
         def answer(call: _Call) -> Response:
-            call.account = self._authenticate(call.http)
+            token = self._authenticate(call.http)
+            call.account = token.account
             if call.entry:
                 call.entry.account = call.account
             if scope:
-                self._authorize(call.account, scope)
+                self._authorize(token, scope)
             self._happen(call)
             return handler(call)
 
@@ -605,8 +704,11 @@ class Sandbox:
 
         return endpoint
 
-    async def _oauth(self, http: HttpRequest) -> Response:
-        return await self._logged(http, self._oauth_limiter, self.oauth_limit, self._token)
+    def _oauth(self, handler: _Handler) -> _Endpoint:
+        async def endpoint(http: HttpRequest) -> Response:
+            return await self._logged(http, self._oauth_limiter, self.oauth_limit, handler)
+
+        return endpoint
 
     async def _logged(self, http: HttpRequest, limiter: _Limiter, limit: int, answer: _Handler) -> Response:
         headers = {name: http.headers[name] for name in LOGGED_HEADERS if name in http.headers}
@@ -672,7 +774,7 @@ class Sandbox:
 def serve(sandbox: Sandbox) -> None:
     """Run a sandbox until SIGINT or SIGTERM, then return: what the command line does.
 
-    Prints one JSON line to stdout when requests are answered: api_url, token_url, client_id, client_secret
+    Prints one JSON line to stdout when requests are answered: api_url, token_url, authorize_url, client_id, client_secret
     and accounts: {name: {refresh_token}}. Call it from the main thread with a sandbox not yet started.
     """
     ends = {signal.SIGINT, signal.SIGTERM}
@@ -684,6 +786,7 @@ def serve(sandbox: Sandbox) -> None:
             ready = {
                 "api_url": sandbox.api_url,
                 "token_url": sandbox.token_url,
+                "authorize_url": sandbox.authorize_url,
                 "client_id": world.client_id,
                 "client_secret": world.client_secret,
                 "accounts": {name: {"refresh_token": who.refresh_token} for name, who in world.accounts.items()},
