@@ -251,7 +251,7 @@ def test_where_backups_cannot_be_is_said_and_two_at_once_are_told_apart(place: P
         with pytest.raises(ConfigError, match="lies inside"):
             backup(place.settings, folder, NOW)
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="could not be written"):
+    with pytest.raises(StorageError, match="cannot be made"):
         backup(place.settings, tmp_path / "file", NOW)
     with Warehouse(place.settings.data_dir, origin=None), pytest.raises(WarehouseBusy):
         backup(place.settings, tmp_path / "kept", NOW)
