@@ -78,8 +78,8 @@ def test_a_backup_is_restored_elsewhere_exactly_and_synced_on_from_there(place: 
 def test_no_backup_holds_a_secret_and_its_settings_are_those_that_were_set(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = place.settings.data_dir.rename(place.folder / "it's \\ #1")
-    place.overrides = {"owner": "team:ops", "weekly_cron": "15 2 * * 0", "data_dir": data}
+    state = place.settings.state_dir.rename(place.folder / "it's \\ #1")
+    place.overrides = {"owner": "team:ops", "weekly_cron": "15 2 * * 0", "state_dir": state}
     for name, value in place.environment.items():
         if name.startswith("CONTIO_") and name != "CONTIO_FIRST_DAY":
             monkeypatch.setenv(name, value)
