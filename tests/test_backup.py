@@ -78,8 +78,8 @@ def test_a_backup_is_restored_elsewhere_exactly_and_synced_on_from_there(place: 
 def test_no_backup_holds_a_secret_and_its_settings_are_those_that_were_set(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = place.settings.data_dir.rename(place.folder / "it's \\ #1")
-    place.overrides = {"owner": "team:ops", "weekly_cron": "15 2 * * 0", "data_dir": data}
+    state = place.settings.state_dir.rename(place.folder / "it's \\ #1")
+    place.overrides = {"owner": "team:ops", "weekly_cron": "15 2 * * 0", "state_dir": state}
     for name, value in place.environment.items():
         if name.startswith("CONTIO_") and name != "CONTIO_FIRST_DAY":
             monkeypatch.setenv(name, value)
@@ -251,7 +251,7 @@ def test_where_backups_cannot_be_is_said_and_two_at_once_are_told_apart(place: P
         with pytest.raises(ConfigError, match="lies inside"):
             backup(place.settings, folder, NOW)
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="could not be written"):
+    with pytest.raises(StorageError, match="cannot be made"):
         backup(place.settings, tmp_path / "file", NOW)
     with Warehouse(place.settings.data_dir, origin=None), pytest.raises(WarehouseBusy):
         backup(place.settings, tmp_path / "kept", NOW)
