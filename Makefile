@@ -42,7 +42,9 @@ torture: install ## kill -9 syncs, publishes and refreshes at random instants, 2
 
 test-duckdb2: install $(READERS:%=.venv/duckdb-%/installed) ## run the storage tests and whole syncs on DuckDB 2.0
 	@PYTHONPATH=.venv/duckdb-2.0.0 $(BIN)/python -m pytest -n $(WORKERS) \
-	  tests/test_warehouse.py tests/test_publish.py tests/test_sync.py tests/test_forget.py tests/test_backup.py $(ARGS)
+	  tests/test_warehouse.py tests/test_publish.py tests/test_forget.py tests/test_backup.py \
+	  $(addprefix tests/test_sync.py::test_,a_full_sync_makes_everything_equal_to_the_api the_history_tells_every_change \
+	  after_the_world_changed_everything_is_equal_again running_again_changes_nothing_downloads_nothing_and_makes_no_generation) $(ARGS)
 
 check: install ## lint, format, types, import layers, dependency hygiene
 	@$(BIN)/ruff check .

@@ -288,7 +288,7 @@ class Keeper:
         """SHA-256 of a token -> the account that it was last given for."""
         try:
             lines = self._given.read_text(encoding="ascii", errors="replace").splitlines()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # what is wrong with the folder is said when it is written to
             return {}
         return {fields[0]: fields[1] for fields in map(str.split, lines) if len(fields) == 2}  # noqa: PLR2004 - of two words
 

@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from contio_pipeline.errors import ConfigError
+from contio_pipeline.errors import ConfigError, StorageError
 from contio_pipeline.folders import private_folder
 
 _HERE = Path(__file__).parent
@@ -32,9 +32,7 @@ def dagster_home(data_dir: Path) -> Path:
     try:
         folder = private_folder(data_dir / "dagster")
         shutil.copyfile(ROOT / "dagster.yaml", folder / "dagster.yaml")
-    except OSError as error:
-        raise ConfigError(
-            f"the data folder {data_dir} cannot be written ({error.strerror}): set CONTIO_DATA_DIR"
-        ) from None
+    except (OSError, StorageError) as error:
+        raise ConfigError(f"the data folder {data_dir} cannot be written ({error}): set CONTIO_DATA_DIR") from None
     os.environ["DAGSTER_HOME"] = str(folder)
     return folder

@@ -187,7 +187,8 @@ def test_a_list_that_becomes_thin_is_noticed_before_anything_is_overwritten(stre
 @pytest.mark.parametrize("shown", ["", "Open questions …"])
 def test_a_list_that_shows_less_of_a_text_is_thin_too(shown: str, new_place: NewPlace) -> None:
     place = new_place(meetings=12, accounts=1)
-    place.world.update("meetings", summary_notes="Open questions were listed and given owners")
+    every = [row["id"] for row in place.world.items("ana", "meetings")]
+    place.world.update("meetings", ids=every, summary_notes="Open questions were listed and given owners")
 
     def shortened(page: dict[str, Any]) -> dict[str, Any]:
         return page | {"items": [row | {"summary_notes": shown} for row in page["items"]]}

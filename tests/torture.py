@@ -37,7 +37,7 @@ from contio_pipeline.sandbox.server import Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings, load_settings
 
-LIMIT, WINDOW = 600, 6.0
+LIMIT, WINDOW = 400, 4.0
 """Requests in so many seconds: 100 a second, 30 times the real limit."""
 
 TOKEN = "/oauth2/token"
