@@ -276,11 +276,12 @@ class Keeper:
         before = self._before[entry.name]
         with self._store.lock(entry.name):
             used_up = self._store.read(entry.name).refresh_token != entry.token
-            if before and (before.refresh_token != entry.token or before.profile_id):
+            good = before and (before.refresh_token != entry.token or before.profile_id)
+            if before and good:
                 self._store.write(entry.name, before)
-            else:
-                self._store.remove(entry.name)
             self._remember(entry.token, _NOBODY)
+        if not good:
+            self._store.remove(entry.name)
         # It is another user's: the trial exchanged it, and what it was exchanged for is not kept under this name.
         return AccountError(f"{error} (with a new token: this one was used up by the check)") if used_up else error
 

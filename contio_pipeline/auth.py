@@ -13,18 +13,17 @@ import fcntl
 import json
 import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import httpx
 
 from contio_pipeline.errors import AccountError, ConfigError, StorageError
-from contio_pipeline.folders import private_folder
+from contio_pipeline.folders import private_file, private_folder
 
 _REFRESH_AHEAD = 120.0
 """Seconds before the stated expiry from which an access token is no longer used."""
@@ -64,8 +63,8 @@ def lasts(tokens: Tokens, now: float) -> bool:
 def how_to_renew(name: str) -> str:
     """What to do when an account's consent is of no use any more."""
     return (
-        "get a new one with contio-pipeline login "
-        f"--account {name}, or give it to contio-pipeline accounts add {name} --refresh-token-stdin"
+        f"get new consent with contio-pipeline login --account {name}, or give a new token to "
+        f"contio-pipeline accounts add {name} --refresh-token-stdin"
     )
 
 
@@ -118,42 +117,23 @@ class TokenStore:
             StorageError: they could not be written; those before stay.
         """
         try:
-            self._write(name, tokens)
+            private_file(self._path(name), json.dumps(asdict(tokens)))
         except OSError as error:
             raise StorageError(
                 f"the tokens of account {name!r} could not be written to {self._folder} ({error.strerror}): see that the disk "
                 "is not full and the folder is yours; those before stay"
             ) from error
 
-    def _write(self, name: str, tokens: Tokens) -> None:
-        path = self._path(name)
-        private_folder(self._folder)
-        descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".new-")  # made 0600 under any umask
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(asdict(tokens), file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                Path(temporary).unlink()
-            raise
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
     def remove(self, name: str) -> None:
-        """Forget the account's tokens, damaged ones too.
+        """Forget the account's tokens, damaged ones too; a refresh under way ends first, and cannot write them again.
 
         Raises:
             ConfigError: there is no such account.
         """
         if name not in self.names():
             self.read(name)
-        self._path(name).unlink()
+        with self.lock(name):
+            self._path(name).unlink()
 
     @contextmanager
     def lock(self, name: str) -> Iterator[int]:

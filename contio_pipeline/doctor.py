@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from contio_pipeline import __version__
-from contio_pipeline.auth import Tokens, TokenStore
-from contio_pipeline.client import Client, server_name
+from contio_pipeline.accounts import CONSENT, missing_scopes, who
+from contio_pipeline.auth import Tokens, TokenStore, how_to_renew
+from contio_pipeline.client import Client, new_budgets, server_name
 from contio_pipeline.errors import (
     AccountError,
     ApiError,
@@ -39,7 +40,6 @@ from contio_pipeline.errors import (
     Unauthorized,
 )
 from contio_pipeline.folders import MOUNTS, network_file_system, private_file
-from contio_pipeline.pacing import Budget
 from contio_pipeline.probe import (
     API_VERSION,
     DATE_FILTER,
@@ -56,7 +56,7 @@ from contio_pipeline.probe import (
 )
 from contio_pipeline.publish import Generation, ask, current
 from contio_pipeline.settings import Settings, env_file, load_settings
-from contio_pipeline.streams import PROFILE_NAME, PROFILE_PATH, STREAMS
+from contio_pipeline.streams import PROFILE_NAME, PROFILE_PATH, PROFILE_SCOPE, SCOPES, STREAMS
 from contio_pipeline.workfile import SCHEMA_VERSION, writer
 
 Level = Literal["ok", "warning", "problem"]
@@ -68,13 +68,11 @@ _COPIES = 2
 """Times the warehouse: publishing copies it, and writes its rows as Parquet beside that."""
 
 _SKEW, _LARGE_SKEW = 60.0, 3600.0
-_CONSENT = timedelta(days=30)
 _CONSENT_ENDS_SOON = timedelta(days=7)
 _LONG_AGO = timedelta(days=2)
 _SHORT_RETRY = 5.0
 _WRITE, _ANYTHING = stat.S_IWGRP | stat.S_IWOTH, stat.S_IRWXG | stat.S_IRWXO  # rights of others
 _PROGRAMS = ("duckdb", "pyarrow", "httpx", "dagster")
-_PROFILE_SCOPE = "profile"
 
 _MEANING = {
     DATE_FILTER: "windows list rows by another date than is assumed: what that hides, a full sync finds "
@@ -333,7 +331,7 @@ def _versions() -> Iterator[Finding]:
 
 def _accounts(case: _Examination, store: TokenStore) -> Iterator[Finding]:
     if not case.accounts:
-        yield Finding("account", "", "problem", "there are no accounts yet", f"add one: {_consent_again('NAME')}")
+        yield Finding("account", "", "problem", "there are no accounts yet", f"add one: {how_to_renew('NAME')}")
     for name in case.accounts:
         yield from _guarded("account", _account(case, store, name), name)
 
@@ -342,7 +340,7 @@ def _account(case: _Examination, store: TokenStore, name: str) -> Iterator[Findi
     try:
         tokens = store.read(name)
     except ConfigError as error:
-        yield Finding("account", name, "problem", str(error), _consent_again(name))
+        yield Finding("account", name, "problem", str(error), how_to_renew(name))
         return
     if case.client:
         finding = _ask_profile(case, case.client, name)
@@ -364,7 +362,7 @@ def _ask_profile(case: _Examination, client: Client, name: str) -> Finding:
         profile = client.profile(name, PROFILE_PATH)
     except (ScopeMissing, Forbidden) as error:
         case.usable.append(name)
-        remedy = f"deletions cannot be confirmed; {_consent_again(name)}"
+        remedy = f"deletions cannot be confirmed; {how_to_renew(name)}"
         return Finding("account", name, "warning", f"its profile cannot be read ({error})", remedy)
     except (Throttled, _Busy) as error:
         case.client = None
@@ -372,26 +370,25 @@ def _ask_profile(case: _Examination, client: Client, name: str) -> Finding:
             "account", name, "problem", str(error), "ask again in a few minutes; --offline asks the API nothing"
         )
     except (AccountError, Unauthorized) as error:
-        return Finding("account", name, "problem", str(error), _consent_again(name))
+        return Finding("account", name, "problem", str(error), how_to_renew(name))
     except (ApiError, ConfigError) as error:
         remedy = f"see that this machine reaches {case.settings.api_url} and {case.settings.token_url}"
         return Finding("account", name, "problem", str(error), f"{remedy} (network, proxy, CONTIO_CA_BUNDLE)")
     case.usable.append(name)
-    who = f"{profile.get('display_name') or 'no name'} <{profile.get('email') or 'no e-mail'}>"
-    return Finding("account", name, "ok", f"{who}, user {profile.get('id')}")
+    return Finding("account", name, "ok", f"{who(profile)}, user {profile.get('id')}")
 
 
 def _scopes(name: str, tokens: Tokens) -> Finding:
     """What the account's consent allows, against what the streams need."""
-    subject, granted = f"{name}: scopes", set(tokens.scope.split())
-    if not granted:
+    subject = f"{name}: scopes"
+    if not tokens.scope:
         return Finding("account", subject, "ok", "not known: the token endpoint did not say, or was not asked yet")
-    lost = [f"{stream.name} (needs {stream.scope})" for stream in STREAMS if stream.scope not in granted]
-    lost += [] if _PROFILE_SCOPE in granted else [f"confirming deletions (needs {_PROFILE_SCOPE})"]
-    if not lost:
+    missing = missing_scopes(tokens.scope)
+    if not missing:
         return Finding("account", subject, "ok", tokens.scope)
-    needed = " ".join(dict.fromkeys([_PROFILE_SCOPE, *(stream.scope for stream in STREAMS)]))
-    remedy = f"get consent again with all scopes ({needed}): {_consent_again(name)}"
+    lost = [f"{stream.name} (needs {stream.scope})" for stream in STREAMS if stream.scope in missing]
+    lost += [f"confirming deletions (needs {PROFILE_SCOPE})"] * (PROFILE_SCOPE in missing)
+    remedy = f"let the user consent to all scopes ({' '.join(SCOPES)}): {how_to_renew(name)}"
     return Finding("account", subject, "problem", f"not possible: {', '.join(lost)}", remedy)
 
 
@@ -400,18 +397,14 @@ def _consent(name: str, tokens: Tokens, now: datetime) -> Finding:
     subject = f"{name}: consent"
     if not tokens.refreshed_at:
         return Finding("account", subject, "ok", "the refresh token was not used yet")
-    ends = datetime.fromtimestamp(tokens.refreshed_at, UTC) + _CONSENT
+    ends = datetime.fromtimestamp(tokens.refreshed_at, UTC) + CONSENT
     if ends <= now:
         found = f"ended on {ends:%Y-%m-%d}, unless it was renewed by another program"
-        return Finding("account", subject, "problem", found, _consent_again(name))
+        return Finding("account", subject, "problem", found, how_to_renew(name))
     found = f"ends on {ends:%Y-%m-%d}, in {(ends - now).days} days, unless it is renewed"
     if ends - now < _CONSENT_ENDS_SOON:
         return Finding("account", subject, "warning", found, f"contio-pipeline sync --account {name} renews it")
     return Finding("account", subject, "ok", found)
-
-
-def _consent_again(name: str) -> str:
-    return f"contio-pipeline login --account {name}, or with a token: contio-pipeline accounts add {name} --refresh-token-stdin"
 
 
 # Budget, data -------------------------------------------------------------------------------------------------------------
@@ -432,13 +425,7 @@ def _budget(settings: Settings) -> Iterator[Finding]:
     def no_slot(_seconds: float) -> None:
         raise _Held
 
-    budget = Budget(
-        path,
-        limit=settings.rate_limit,
-        window=settings.rate_window_seconds,
-        timeout=settings.timeout_seconds,
-        sleep=no_slot,
-    )
+    budget, tokens = new_budgets(settings, no_slot)
     try:
         allowed = budget.allowed()
         left = allowed - budget.used()
@@ -455,6 +442,7 @@ def _budget(settings: Settings) -> Iterator[Finding]:
         yield Finding("budget", "requests", "problem", f"{path} cannot be used ({error})", "remove it: it is made anew")
     finally:
         budget.close()
+        tokens.close()
 
 
 def _data(case: _Examination) -> Iterator[Finding]:

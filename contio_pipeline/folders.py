@@ -54,7 +54,7 @@ def flush(path: Path) -> None:
 
 
 def private_file(path: Path, text: str) -> None:
-    """Replace a small file, readable by its owner alone: whole or not at all."""
+    """Replace a small file, readable by its owner alone: whole or not at all, and on disk when this returns."""
     private_folder(path.parent)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # made 0600 under any umask
     try:
@@ -63,6 +63,7 @@ def private_file(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
+        flush(path.parent)
     except BaseException:
         with suppress(FileNotFoundError):
             Path(temporary).unlink()

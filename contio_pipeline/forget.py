@@ -146,8 +146,7 @@ def _rows(
         )
         if not dry_run:
             for name in mine & set(tokens.names()):  # before the rows, which say whose they are
-                with tokens.lock(name):  # a refresh under way would write them again
-                    tokens.remove(name)
+                tokens.remove(name)
             erasure.erase()
             warehouse.put_meta(_UNFINISHED, now.isoformat())
     return found

@@ -107,7 +107,7 @@ class Budget:
 
     def allowed(self) -> int:
         """How many requests a window may hold now: the limit, or what was learned."""
-        return int(min(self._limit, self._learned(self._connection())[0]))
+        return self._learned(self._connection())[0]
 
     def _answered(self, connection: sqlite3.Connection) -> int:
         """How many requests of the last window were not refused, those under way left out."""
@@ -122,7 +122,8 @@ class Budget:
     def _learned(self, connection: sqlite3.Connection) -> tuple[int, int, float, float]:
         """What the server allows, the windows to wait before more is tried, when that is, and when it was learned."""
         found = connection.execute("SELECT allowed, patience, probe_at, since FROM learned").fetchone()
-        return found or (self._limit, 0, 0.0, -math.inf)
+        allowed, *rest = found or (self._limit, 0, 0.0, -math.inf)
+        return min(allowed, self._limit), *rest
 
     def used(self) -> int:
         """How many slots are taken now."""
@@ -175,9 +176,9 @@ class Budget:
                 result = _NAP, 0  # one at a time, of all processes
             elif unproven and self._under_way >= _FEW:
                 result = _NAP, 0
-            elif taken >= min(allowed, self._limit) and not more:
+            elif taken >= allowed and not more:
                 [leaves] = connection.execute(
-                    "SELECT stamp FROM slots ORDER BY stamp LIMIT 1 OFFSET ?", (taken - min(allowed, self._limit),)
+                    "SELECT stamp FROM slots ORDER BY stamp LIMIT 1 OFFSET ?", (taken - allowed,)
                 ).fetchone()
                 result = max(leaves + self._window - now, 0.001), 0
             else:

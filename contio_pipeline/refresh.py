@@ -51,7 +51,7 @@ from contio_pipeline.protocol import check_status, read_object
 from contio_pipeline.settings import Settings, is_loopback
 
 _MAX_ANSWER = 2**20
-_WHAT = "token refresh"
+_WHAT = "token endpoint"
 
 _DEFAULT_LIFETIME = 3600.0
 _LONGEST_LIFETIME = 365 * 86_400.0
@@ -170,7 +170,7 @@ class TokenEndpoint:
         """
         try:
             return self._ask(form, secrets)
-        except AccountError:
+        except CredentialsRefused:
             if self._encoded or quote_plus(self._plain_secret) + quote_plus(self._identity) == (
                 self._plain_secret + self._identity
             ):
@@ -178,7 +178,7 @@ class TokenEndpoint:
         self._encoded = True
         try:
             return self._ask(form, secrets)
-        except AccountError:
+        except CredentialsRefused:
             self._encoded = False
             raise
 

@@ -313,7 +313,8 @@ PROFILE_PATH = "profile"
 PROFILE_NAME = "profile"
 """What `ops.windows` calls the reading of an account's profile, with which every sync of the account begins."""
 
-SCOPES = ("profile", *dict.fromkeys(stream.scope for stream in STREAMS))
+PROFILE_SCOPE = "profile"
+SCOPES = (PROFILE_SCOPE, *dict.fromkeys(stream.scope for stream in STREAMS))
 """What a consent must include: the profile, and what each list needs."""
 
 PROFILE = _columns(

@@ -249,11 +249,13 @@ class WorkFile:
 
     def _create(self) -> None:
         """Make an empty file that is whole when it appears: a full disk or a kill leaves none that looks damaged."""
-        new = self.path.with_name(f"{self.path.name}.new")
-        new.unlink(missing_ok=True)
-        with duckdb.connect(":memory:") as connection:
+        new = self._spill / "new.duckdb"
+        connection = self._duckdb()
+        try:
             _attach(connection, new)
             connection.execute("DETACH warehouse")
+        finally:
+            connection.close()
         new.replace(self.path)
 
     def _connect(self) -> duckdb.DuckDBPyConnection:

@@ -437,7 +437,7 @@ def test_the_command_prints_a_table_then_what_to_do_and_exits_1_where_there_is_a
     done = run_doctor(small, "--no-probe")
     assert done.returncode == 1
     assert "Problem: account bo: the refresh token of account 'bo' is no longer accepted" in done.stdout
-    assert "What to do: contio-pipeline login --account bo" in done.stdout
+    assert "What to do: get new consent with contio-pipeline login --account bo" in done.stdout
     assert "cem@example.com" in done.stdout
     assert not list(small.settings.state_dir.glob("probe-*"))
 

@@ -161,7 +161,7 @@ def test_an_endpoint_that_fails_for_a_while_is_asked_again(fault: Fault, small: 
 def test_an_endpoint_that_says_nothing_is_not_waited_for(small: Place) -> None:
     small.sandbox.faults = [Fault(TOKEN, delay=30.0, times=FOR_EVER)]
     small.overrides |= {"timeout_seconds": 0.3, "retry_seconds": 0}
-    with Client(small.settings) as client, pytest.raises(Transient, match="token refresh: no answer"):
+    with Client(small.settings) as client, pytest.raises(Transient, match="token endpoint: no answer"):
         client.profile(small.only, PROFILE)
 
 
