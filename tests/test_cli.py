@@ -273,6 +273,32 @@ def test_a_stopped_sync_ends_soon_and_the_next_one_completes(place: Place, how: 
     check(place.world, place.settings)
 
 
+STUBBORN = """
+import sys, time
+from contio_pipeline.cli import app, main
+@app.command()
+def stubborn() -> None:
+    try:
+        print("ready", flush=True)
+        time.sleep(300)
+    except KeyboardInterrupt:  # as C code that calls Python loses it
+        time.sleep(300)
+sys.argv = ["contio-pipeline", "stubborn"]
+main()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_was_lost_on_its_way_is_not_lost(how: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(how)
+        _, said = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert b"Stopped" in said
+
+
 @pytest.mark.parametrize("path", ["/user/meetings$", "/content$", "/oauth2/token"])
 def test_a_stopped_sync_does_not_wait_for_a_server_that_says_nothing(path: str, new_place: NewPlace) -> None:
     place = new_place(meetings=10, signed_in="token" not in path)

@@ -30,12 +30,15 @@ from contio_pipeline.cli.common import Verbose, app, log
 from contio_pipeline.errors import ContioError
 
 _STOPPED = 130  # as a shell reports Ctrl-C
+_AGAIN = 4.0
+"""Seconds: far longer than ending takes, and short enough to end within 15."""
 
 
 def main() -> None:
     """Run the command line; no traceback ever reaches a user."""
     os.umask(0o077)  # the warehouse's side files, too, are nobody else's; publish opens up what readers get
-    signal.signal(signal.SIGTERM, _stop)
+    for ends in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(ends, _stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # it is None when the caller closed it
             stream.reconfigure(errors="backslashreplace")
@@ -76,6 +79,8 @@ def _unexpected(error: Exception) -> int:
 
 
 def _stop(_signal: int, _frame: object) -> None:
+    """Stop, and again in a while: C code that calls Python, such as DuckDB's look for pandas, loses an exception at times."""
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN, _AGAIN)
     raise KeyboardInterrupt
 
 
