@@ -59,6 +59,8 @@ class Torture:
     problems: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
     counting: threading.Lock = field(default_factory=threading.Lock)
+    looking: threading.Lock = field(default_factory=threading.Lock)
+    """Held by who looks into the working file, which nobody may open while another has it."""
 
     def __post_init__(self) -> None:
         self.world = World(meetings=60, accounts=3)
@@ -124,7 +126,7 @@ class Torture:
         settings = self.settings(data)
         environment = os.environ | settings.as_environment()
         usual = 0.0  # seconds that a sync takes, as the last undisturbed one says
-        while not self.enough():
+        while not self.enough() and not self.over.is_set():
             kinds = ["full", "window", "publish", "refresh", "whole"]
             what = self.random.choices(kinds, [4, 3, 2, 3, 1])[0] if usual else "whole"
             command = {
@@ -164,6 +166,7 @@ class Torture:
             elif code == 1 and "Error:" in said:
                 self.count("unexpected exits", f"{what} {code}: {said[-2000:]}")
             self.count("runs")
+            print(f"{self.counts['kills']:>6} kills: {data} {what}, {time.monotonic() - begun:.1f} s", file=sys.stderr)
             self.compare(settings, said, started)
 
     def compare(self, settings: Settings, said: str, started: datetime) -> None:
@@ -171,7 +174,7 @@ class Torture:
         finished = {found.groups()[:2] for line in said.splitlines() if (found := DONE.match(line))}
         if not finished:
             return
-        with duckdb.connect(settings.data_dir / "warehouse.duckdb", read_only=True) as connection:
+        with self.looking, duckdb.connect(settings.data_dir / "warehouse.duckdb", read_only=True) as connection:
             kept = set(
                 connection.execute("SELECT account, stream FROM ops.windows WHERE listed_at >= ?", [started]).fetchall()
             )
@@ -183,13 +186,14 @@ class Torture:
         """A second sync of a folder at work is refused and says so, and harms nothing."""
         environment = os.environ | self.settings("one").as_environment()
         while not self.over.wait(1.5):
-            done = subprocess.run(
-                [sys.executable, "-m", "contio_pipeline", "publish"],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            with self.looking:
+                done = subprocess.run(
+                    [sys.executable, "-m", "contio_pipeline", "publish"],
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
             busy = "another contio-pipeline" in done.stderr or "no warehouse" in done.stderr
             self.count("collisions" if busy else "publishes in between")
             if done.returncode and not busy:
@@ -219,9 +223,11 @@ class Torture:
                 around = [threads.submit(self.change), threads.submit(self.collide)]
                 around += [threads.submit(self.read, data) for data in ("one", "two")]
                 attacks = [threads.submit(self.attack, data) for data in ("one", "two")]
-                for attack in attacks:
-                    attack.result()
-                self.over.set()
+                try:
+                    for attack in attacks:
+                        attack.result()
+                finally:
+                    self.over.set()
                 for work in around:
                     work.result()
             for data in ("one", "two"):
