@@ -134,17 +134,25 @@ class TokenStore:
             self.read(name)
         with self.lock(name):
             self._path(name).unlink()
+            self._lock_path(name).unlink()  # its name may be an e-mail address
 
     @contextmanager
     def lock(self, name: str) -> Iterator[int]:
         """Hold the account's tokens against every other process and thread; gives the open lock file."""
         private_folder(self._folder)
-        descriptor = os.open(self._path(name).with_name(f".{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        path = self._lock_path(name)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if os.fstat(descriptor).st_nlink:  # else the account was removed while this waited
+                    yield descriptor
+                    return
+            finally:
+                os.close(descriptor)
+
+    def _lock_path(self, name: str) -> Path:
+        return self._path(name).with_name(f".{name}.lock")
 
     def _path(self, name: str) -> Path:
         if not ACCOUNT_NAME.fullmatch(name):

@@ -40,6 +40,7 @@ from contio_pipeline.errors import (
     Unauthorized,
 )
 from contio_pipeline.folders import MOUNTS, network_file_system, private_file
+from contio_pipeline.forget import unfinished
 from contio_pipeline.probe import (
     API_VERSION,
     DATE_FILTER,
@@ -447,6 +448,9 @@ def _budget(settings: Settings) -> Iterator[Finding]:
 
 def _data(case: _Examination) -> Iterator[Finding]:
     data = case.settings.data_dir
+    if erasure := unfinished(data):
+        found, _, remedy = erasure.partition(": ")
+        yield Finding("data", "erasure", "problem", found, remedy)
     busy = writer(data)
     found = f"process {busy} is writing: what is published stays readable" if busy else "nobody is writing"
     yield Finding("data", "warehouse", "ok", f"{_bytes(_size(data / 'warehouse.duckdb'))}; {found}")

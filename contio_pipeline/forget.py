@@ -21,6 +21,7 @@ from contio_pipeline.auth import TokenStore
 from contio_pipeline.documents import DocumentStore
 from contio_pipeline.erase import Erasure
 from contio_pipeline.errors import ConfigError, StorageError
+from contio_pipeline.folders import private_file
 from contio_pipeline.publish import generations, publish
 from contio_pipeline.settings import Settings
 from contio_pipeline.warehouse import Warehouse
@@ -34,11 +35,12 @@ _OVERLAP = 4096
 _TELLING = 8
 """An id of fewer characters may stand anywhere by chance: it is not looked for."""
 
-_UNFINISHED = "erasing"
-"""The fact of `ops.meta` that says since when an erasure is not finished; empty when all are."""
-
 _LETTER = "a-z0-9\u00c0-\u1fff"
 """Letters and digits of scripts that put spaces between words, as a class of both Python's `re` and DuckDB's RE2."""
+
+
+_UNFINISHED = ".erasing"
+"""The file in the data folder that says since when an erasure is not finished."""
 
 
 @dataclass(slots=True)
@@ -107,6 +109,15 @@ def forget(
     return found
 
 
+def unfinished(data_dir: Path) -> str:
+    """What to say of an erasure that is not finished, and `: `, and what to do; empty when all are."""
+    try:
+        since = (data_dir / _UNFINISHED).read_text(encoding="ascii")[:10]
+    except FileNotFoundError:
+        return ""
+    return f"what was to be forgotten on {since} may be left in files: run the same forget, or accounts remove --purge, again"
+
+
 def _rows(
     settings: Settings, warehouse: Warehouse, account: str | None, address: str | None, *, dry_run: bool, now: datetime
 ) -> Forgotten:
@@ -118,7 +129,7 @@ def _rows(
         ids: set[str] = set()
         if address is None:
             mine = {account or ""}
-            if not mine <= known and not warehouse.meta(_UNFINISHED):
+            if not mine <= known and not unfinished(settings.data_dir):
                 raise ConfigError(
                     f"nothing is stored of an account {account!r} (known: {', '.join(sorted(known)) or 'none'})"
                 )
@@ -145,10 +156,10 @@ def _rows(
             document_bytes=sum(path.stat().st_size for path in files),
         )
         if not dry_run:
+            private_file(settings.data_dir / _UNFINISHED, now.isoformat())
             for name in mine & set(tokens.names()):  # before the rows, which say whose they are
                 tokens.remove(name)
             erasure.erase()
-            warehouse.put_meta(_UNFINISHED, now.isoformat())
     return found
 
 
@@ -163,8 +174,7 @@ def _files(settings: Settings, warehouse: Warehouse, found: Forgotten, now: date
     generation, _new = publish(warehouse, now, anew=True)
     for folder in [folder for folder in generations(settings.data_dir) if folder.name != generation.name]:
         shutil.rmtree(folder)
-    with warehouse.transaction():
-        warehouse.put_meta(_UNFINISHED, "")
+    (settings.data_dir / _UNFINISHED).unlink()
 
 
 # What counts as a mention -------------------------------------------------------------------------------------------------

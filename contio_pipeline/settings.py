@@ -160,6 +160,8 @@ class Settings(BaseSettings):
     def _fit_for_duckdb(cls, value: Path) -> Path:
         if "?" in str(value):
             raise ValueError("must not contain a question mark: DuckDB misplaces its log beside such a file")
+        if "\\" in str(value):
+            raise ValueError("must not contain a backslash: DuckDB 2.0 cannot open a file in such a folder")
         return value
 
     @field_validator("ca_bundle")

@@ -32,6 +32,7 @@ from contio_pipeline.errors import (
     Unauthorized,
 )
 from contio_pipeline.folders import MOUNTS, network_file_system
+from contio_pipeline.forget import unfinished
 from contio_pipeline.listings import Lister
 from contio_pipeline.publish import Generation, current, publish
 from contio_pipeline.rows import decode
@@ -136,6 +137,8 @@ class Run:
         with ExitStack() as opening:
             warehouse = opening.enter_context(Warehouse(settings.data_dir, origin=settings.api_url, streams=declared))
             warehouse.use_application(client_id)
+            if erasure := unfinished(settings.data_dir):
+                log.warning("%s", erasure)
             listener = listener or Nobody()
             client = opening.enter_context(Client(settings, listener.waiting))
             report = SyncReport(run_id or uuid.uuid4().hex, datetime.now(UTC), window)

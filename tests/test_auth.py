@@ -266,6 +266,31 @@ with TokenStore(Path(sys.argv[1])).lock("ana"), Path("order").open("a") as file:
     assert Path("order").read_text() == "who held it\nthe other\n"
 
 
+def test_who_waited_for_the_lock_while_the_account_was_removed_gets_the_new_one(
+    store: TokenStore, folder: Path
+) -> None:
+    order: list[str] = []
+
+    def wait() -> None:
+        with store.lock("ana"):
+            order.append("waited")
+
+    waiting = threading.Thread(target=wait)
+    with store.lock("ana"):
+        waiting.start()
+        time.sleep(0.2)
+        (folder / ".ana.lock").unlink()  # as removing the account does
+        with store.lock("ana"):  # whoever comes now makes a new file
+            order.append("new")
+            time.sleep(0.2)
+            assert order == ["new"]
+    waiting.join()
+    assert order == ["new", "waited"]
+    store.write("ana", FULL)
+    store.remove("ana")
+    assert list(folder.iterdir()) == []
+
+
 def test_the_locks_of_two_accounts_are_two(store: TokenStore) -> None:
     with store.lock("ana"), store.lock("bo"):
         pass

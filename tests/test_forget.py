@@ -24,6 +24,7 @@ from truth import check
 
 from contio_pipeline import forget as module
 from contio_pipeline.auth import TokenStore
+from contio_pipeline.doctor import examine
 from contio_pipeline.errors import ConfigError, StorageError
 from contio_pipeline.forget import _mentioned, _pattern, forget
 from contio_pipeline.streams import META, tables
@@ -251,8 +252,8 @@ def test_killed_at_any_step_the_same_command_completes_it(new_place: NewPlace, t
         assert {path.name for path in place.settings.data_dir.glob("*warehouse*")} == {"warehouse.duckdb"}
 
 
-def test_an_account_whose_purge_was_killed_is_purged_by_the_same_command(
-    new_place: NewPlace, monkeypatch: pytest.MonkeyPatch
+def test_an_account_whose_purge_failed_is_told_of_until_the_same_command_completes_it(
+    new_place: NewPlace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = new_place(meetings=5, accounts=2)
     place.sync()
@@ -260,7 +261,14 @@ def test_an_account_whose_purge_was_killed_is_purged_by_the_same_command(
         patched.setattr(Warehouse, "rewrite", lambda _: (_ for _ in ()).throw(OSError("No space left on device")))
         with pytest.raises(StorageError, match=r"rows are erased.*No space left.*run the same command again"):
             forget(place.settings, account="bo", dry_run=False, now=datetime.now(UTC))
+    place.sync(streams=["meetings"])
+    assert "what was to be forgotten on " in caplog.text
+    problems = [found for found in examine(lambda: place.settings, offline=True) if found.level == "problem"]
+    assert [(found.subject, found.remedy) for found in problems] == [
+        ("erasure", "run the same forget, or accounts remove --purge, again")
+    ]
     assert forget(place.settings, account="bo", dry_run=False, now=datetime.now(UTC)).rows == {}
+    assert all(found.level != "problem" for found in examine(lambda: place.settings, offline=True))
     assert len(list((place.settings.data_dir / "generations").iterdir())) == 1
     with pytest.raises(ConfigError, match="nothing is stored"):
         forget(place.settings, account="bo", dry_run=False, now=datetime.now(UTC))

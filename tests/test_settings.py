@@ -86,7 +86,7 @@ VARIABLES = {
     "client_id": Variable(None, {"cto_client_1": "cto_client_1"}, ("with:colon",)),
     "client_secret": Variable(None, {}),  # see test_the_secret_is_never_shown
     "data_dir": Variable(
-        Path("data"), {"elsewhere": Path("elsewhere"), "/srv/contio/../data": Path("/srv/data")}, ("what?",)
+        Path("data"), {"elsewhere": Path("elsewhere"), "/srv/contio/../data": Path("/srv/data")}, ("what?", "a\\\\b")
     ),
     "state_dir": Variable(None, {"tokens": Path("tokens"), "/var/lib/contio": Path("/var/lib/contio")}),
     "rate_limit": Variable(1000, {"1": 1, "300": 300}, ("0", "-5", "many", "1.5")),
