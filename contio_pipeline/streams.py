@@ -491,8 +491,7 @@ LISTED = Table(
 META = Table(
     "ops",
     "meta",
-    "What the warehouse is: api_origin, schema_version, a hash of the application's client id, and since when an erasure is not "
-    "finished.",
+    "What the warehouse is: api_origin, schema_version, a hash of the application's client id.",
     _columns(key=("text", "Which fact."), value=("text", "The fact.")),
     volatile=("key", "value"),
 )
