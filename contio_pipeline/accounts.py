@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -95,6 +95,17 @@ def check_name(name: str) -> str:
             "the name cannot name an account: use up to 100 letters, digits, and @ + . _ - (a letter or digit first)"
         )
     return name
+
+
+def check_unlike(name: str, known: Collection[str]) -> None:
+    """Refuse a new name that differs from one that is there in case only: some file systems take both for one.
+
+    Raises:
+        ConfigError: it does.
+    """
+    alike = {other.casefold(): other for other in known}.get(name.casefold())
+    if alike and name not in known:
+        raise ConfigError(f"there is an account {alike} already, and {name} differs from it in case only")
 
 
 def check_token(token: str) -> str:
@@ -214,6 +225,11 @@ class Keeper:
         for entry in entries:
             where = f"line {entry.line}: " if entry.line else ""
             before = known.get(entry.name)
+            try:
+                check_unlike(entry.name, known)
+            except ConfigError as error:
+                problems.append(f"{where}{error}")
+                continue
             owner = holders.get(entry.token) or given.get(_fingerprint(entry.token), "")
             if owner and owner != entry.name and known.get(owner):
                 problems.append(
@@ -375,6 +391,7 @@ class Listed:
         complete_as_of: since when at the latest each of its streams was listed completely at least once.
         refreshed_at: when its consent was last renewed.
         consent_ends: when it ends unless a sync renews it.
+        refused_at: when its token was no longer accepted.
     """
 
     account: str
@@ -388,6 +405,7 @@ class Listed:
     complete_as_of: datetime | None = None
     refreshed_at: datetime | None = None
     consent_ends: datetime | None = None
+    refused_at: datetime | None = None
 
     def days_left(self, now: datetime) -> int | None:
         """Whole days until the consent ends; none when it has."""
@@ -402,7 +420,8 @@ def listed(settings: Settings) -> list[Listed]:
     for name in store.names():
         about = synced.get(name, {})
         tokens = tokens_of(store, name)
-        refreshed = datetime.fromtimestamp(tokens.refreshed_at, UTC) if tokens and tokens.refreshed_at else None
+        refreshed = _moment(tokens.refreshed_at) if tokens else None
+        refused = _moment(tokens.refused_at) if tokens else None
         user = {"display_name": about.get("name"), "email": about.get("email")}
         found.append(
             Listed(
@@ -416,10 +435,15 @@ def listed(settings: Settings) -> list[Listed]:
                 complete=about.get("complete"),
                 complete_as_of=about.get("since"),
                 refreshed_at=refreshed,
-                consent_ends=refreshed and refreshed + CONSENT,
+                consent_ends=refreshed + CONSENT if refreshed and not refused else None,
+                refused_at=refused,
             )
         )
     return found
+
+
+def _moment(seconds: float) -> datetime | None:
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
 def _synced(data_dir: Path) -> dict[str, dict[str, Any]]:

@@ -42,6 +42,7 @@ class Tokens:
         expires_at: Unix seconds at which the access token ends, as the token endpoint stated.
         profile_id: the Contio user whose tokens these are; empty until the first read of `/profile`.
         refreshed_at: Unix seconds of the last refresh, which began the refresh token's 30 days.
+        refused_at: Unix seconds at which the refresh token was no longer accepted; 0 while it is.
     """
 
     refresh_token: str
@@ -50,6 +51,7 @@ class Tokens:
     scope: str = ""
     profile_id: str = ""
     refreshed_at: float = 0.0
+    refused_at: float = 0.0
 
     def __repr__(self) -> str:
         return f"Tokens(profile_id={self.profile_id!r}, scope={self.scope!r})"
@@ -72,7 +74,7 @@ def _read_tokens(text: str) -> Tokens:
     """The stored tokens; ValueError or TypeError when the text is not what `TokenStore.write` writes."""
     tokens = Tokens(**json.loads(text))
     texts = (tokens.refresh_token, tokens.access_token, tokens.scope, tokens.profile_id)
-    times = (tokens.expires_at, tokens.refreshed_at)
+    times = (tokens.expires_at, tokens.refreshed_at, tokens.refused_at)
     if not all(isinstance(t, str) for t in texts) or not all(isinstance(t, int | float) for t in times):
         raise ValueError("not tokens")
     if not tokens.refresh_token:
@@ -101,7 +103,7 @@ class TokenStore:
         except FileNotFoundError:
             known = ", ".join(self.names()) or "none yet"
             raise ConfigError(
-                f"there is no account {name!r} (known: {known}); add it: "
+                f"there is no account {name!r} (known: {known}); add it with contio-pipeline login --account {name}, or "
                 f"contio-pipeline accounts add {name} --refresh-token-stdin"
             ) from None
         except (ValueError, TypeError):
@@ -130,8 +132,8 @@ class TokenStore:
         Raises:
             ConfigError: there is no such account.
         """
-        if name not in self.names():
-            self.read(name)
+        if not self._path(name).exists():
+            raise ConfigError(f"there is no account {name!r} (known: {', '.join(self.names()) or 'none'})")
         with self.lock(name):
             self._path(name).unlink()
             self._lock_path(name).unlink()  # its name may be an e-mail address

@@ -230,6 +230,10 @@ def restore(settings: Settings, folder: Path, *, replace: bool, now: datetime) -
         WarehouseBusy: another process is writing.
         StorageError: the data folder could not be written.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}: give a folder {_NAME}…")
+    if found := sorted(path.parent.name for path in folder.glob(f"{_NAME}*/manifest.json")):
+        raise ConfigError(f"{folder} holds {len(found)} backups: give one of them, such as {folder / found[-1]}")
     manifest = _verified(folder)
     lock = take_lock(settings.data_dir)
     try:
@@ -243,7 +247,12 @@ def restore(settings: Settings, folder: Path, *, replace: bool, now: datetime) -
         os.close(lock)
         raise
     with Warehouse(settings.data_dir, origin=None, lock=lock) as warehouse:
-        generation, _new = publish(warehouse, now)
+        try:
+            generation, _new = publish(warehouse, now)
+        except StorageError as error:
+            raise StorageError(
+                f"the warehouse is restored, but not published yet ({error}): see to that, then run contio-pipeline publish"
+            ) from error
     return Restored(
         generation,
         sum(name.startswith("documents/") for name in manifest["files"]),

@@ -24,8 +24,17 @@ from typing import Any, Protocol, Self, TypeVar
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential, wait_random
 
-from contio_pipeline.auth import AccountAuth, TokenStore
-from contio_pipeline.errors import ApiError, BrokenAnswer, Cancelled, Throttled, TokensThrottled, TooLarge, Transient
+from contio_pipeline.auth import AccountAuth, TokenStore, how_to_renew
+from contio_pipeline.errors import (
+    ApiError,
+    BrokenAnswer,
+    Cancelled,
+    ScopeMissing,
+    Throttled,
+    TokensThrottled,
+    TooLarge,
+    Transient,
+)
 from contio_pipeline.pacing import Budget
 from contio_pipeline.protocol import (
     MAX_JSON_BYTES,
@@ -84,10 +93,12 @@ _SLOWEST_DOWNLOAD = 1024.0  # bytes a second, averaged over one timeout
 _DEADLINE, _UNBOUNDED = "contio_deadline", "contio_unbounded"  # in a request's extensions
 
 
-def new_budgets(settings: Settings, sleep: Callable[[float], None]) -> tuple[Budget, Budget]:
+def new_budgets(
+    settings: Settings, sleep: Callable[[float], None], on_wait: Callable[[float], None] = lambda _seconds: None
+) -> tuple[Budget, Budget]:
     """The budgets of the API and of the token endpoint, both named by the API's host."""
     name = f"budget-{server_name(settings)}"
-    how: dict[str, Any] = {"timeout": settings.timeout_seconds, "sleep": sleep}
+    how: dict[str, Any] = {"timeout": settings.timeout_seconds, "sleep": sleep, "on_wait": on_wait}
     api_how: dict[str, Any] = {"limit": settings.rate_limit, "window": settings.rate_window_seconds}
     return (
         Budget(settings.state_dir / f"{name}.sqlite", **api_how, **how),
@@ -200,7 +211,7 @@ class Client:
         self._store = TokenStore(settings.state_dir)
         self._auths: dict[str, AccountAuth] = {}
         self._api = httpx.URL(settings.api_url + API_PREFIX + "/")
-        self._budget, self._oauth_budget = new_budgets(settings, self._wait_for_budget)
+        self._budget, self._oauth_budget = new_budgets(settings, self._sleep, self._tell_wait)
         urls = (settings.api_url, settings.token_url)
         self._http = new_http(
             lambda: httpx.Client(
@@ -397,6 +408,9 @@ class Client:
                 except BrokenAnswer as error:  # kept for a while, and with its frames the whole answer would be
                     body = b""
                     raise error.with_traceback(None) from None
+                except ScopeMissing as error:
+                    advice = how_to_renew(account)
+                    raise ScopeMissing(f"{error}: {advice}", status=error.status, code=error.code) from None
                 finally:
                     response.close()
 
@@ -539,10 +553,9 @@ class Client:
             self.traffic.throttled += throttled
             self.traffic.bytes += bytes
 
-    def _wait_for_budget(self, seconds: float) -> None:
+    def _tell_wait(self, seconds: float) -> None:
         if seconds >= _WORTH_TELLING:
             self._on_wait(seconds)
-        self._sleep(seconds)
 
     def _sleep(self, seconds: float) -> None:
         if self._stop.wait(seconds):

@@ -15,6 +15,7 @@ import shutil
 import sqlite3
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -116,6 +117,7 @@ class _Examination:
     Attributes:
         client: None where the API is not to be asked, or not any more.
         usable: accounts that the API answered.
+        broken: accounts of which it was said already what is wrong with them.
     """
 
     settings: Settings
@@ -124,6 +126,7 @@ class _Examination:
     mounts: Path
     client: Client | None = None
     usable: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
 
 
 def examine(
@@ -183,11 +186,10 @@ class _Patience:
     """Waits for the request budget, but not for ever."""
 
     def __init__(self, seconds: float) -> None:
-        self._left = seconds
+        self._until = time.monotonic() + seconds
 
     def __call__(self, seconds: float) -> None:
-        self._left -= seconds
-        if self._left < 0:
+        if time.monotonic() + seconds > self._until:
             raise _Busy("the request budget is used up, or the API asked to be left alone: a sync may be at work")
 
 
@@ -334,7 +336,10 @@ def _accounts(case: _Examination, store: TokenStore) -> Iterator[Finding]:
     if not case.accounts:
         yield Finding("account", "", "problem", "there are no accounts yet", f"add one: {how_to_renew('NAME')}")
     for name in case.accounts:
-        yield from _guarded("account", _account(case, store, name), name)
+        for finding in _guarded("account", _account(case, store, name), name):
+            if finding.level == "problem":
+                case.broken.add(name)
+            yield finding
 
 
 def _account(case: _Examination, store: TokenStore, name: str) -> Iterator[Finding]:
@@ -487,24 +492,26 @@ def _published(case: _Examination, generation: Generation) -> Iterator[Finding]:
             yield Finding("data", "last sync", "warning", f"{found}: more than {_LONG_AGO.days} days ago", remedy)
         else:
             yield Finding("data", "last sync", "ok", found)
-    for window in _rows(generation, _NOT_COMPLETE):
-        account, stream = window["account"], window["stream"]
+    for listed in _rows(generation, _NOT_COMPLETE):
+        account, streams = listed["account"], listed["streams"]
         if account in case.accounts:
-            only = "" if stream == PROFILE_NAME else f" --stream {stream}"
-            reason = window["reason"] or "rows are missing, and it is not confirmed that they are gone"
-            more = f" (and {window['windows'] - 1} more windows)" if window["windows"] > 1 else ""
+            only = "" if PROFILE_NAME in streams else "".join(f" --stream {stream}" for stream in streams)
             remedy = f"contio-pipeline sync --account {account}{only}"
-            yield Finding("not complete", f"{account} {stream}", "problem", f"{reason}{more}", remedy)
+            if account in case.broken:
+                remedy = f"first what is said of the account, then {remedy}"
+            yield Finding("not complete", f"{account} {', '.join(streams)}", "problem", listed["reason"], remedy)
 
 
 _LAST_RUN = "SELECT started_at, finished_at, requests FROM ops.runs ORDER BY started_at DESC LIMIT 1"
 _NOT_COMPLETE = """
-    SELECT account, stream, reason, count(*) OVER (PARTITION BY account, stream) AS windows FROM ops.windows w
-    WHERE NOT complete AND NOT EXISTS (
-        SELECT 1 FROM ops.windows later WHERE later.account = w.account AND later.stream = w.stream
-            AND later.window_start IS NULL AND later.complete AND later.listed_at > w.listed_at)
-    QUALIFY row_number() OVER (PARTITION BY account, stream ORDER BY listed_at DESC) = 1
-    ORDER BY account, stream"""
+    WITH last AS (
+        SELECT account, stream, listed_at,
+            coalesce(reason, 'rows are missing, and it is not confirmed that they are gone') AS reason FROM ops.windows w
+        WHERE NOT complete AND NOT EXISTS (
+            SELECT 1 FROM ops.windows later WHERE later.account = w.account AND later.stream = w.stream
+                AND later.window_start IS NULL AND later.complete AND later.listed_at > w.listed_at)
+        QUALIFY row_number() OVER (PARTITION BY account, stream ORDER BY listed_at DESC) = 1)
+    SELECT account, reason, list(stream ORDER BY listed_at, stream) AS streams FROM last GROUP BY ALL ORDER BY account, streams"""
 
 
 def _rows(generation: Generation, sql: str) -> list[dict[str, Any]]:

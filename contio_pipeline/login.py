@@ -30,7 +30,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 import httpx
 from oauthlib.oauth2 import MismatchingStateError, MissingCodeError, OAuth2Error, WebApplicationClient
 
-from contio_pipeline.accounts import check_name, tokens_of, warnings_of, who
+from contio_pipeline.accounts import check_name, check_unlike, tokens_of, warnings_of, who
 from contio_pipeline.auth import Tokens, TokenStore
 from contio_pipeline.client import new_budgets
 from contio_pipeline.errors import (
@@ -85,6 +85,7 @@ class Login:
         identity, _ = settings.credentials()
         self._settings = settings
         self._account = check_name(account) if account is not None else None
+        check_unlike(account or "", TokenStore(settings.state_dir).names())  # before anybody consents
         self._client = WebApplicationClient(identity)
         self._state = secrets.token_urlsafe(32)
         self._verifier = self._client.create_code_verifier(_VERIFIER_LENGTH)
@@ -263,6 +264,7 @@ class Login:
         """Store the tokens, unless the account is another user's."""
         store = TokenStore(self._settings.state_dir)
         name = self._account or _name_of(profile, store)
+        check_unlike(name, store.names())
         with store.lock(name):
             before = tokens_of(store, name)
             if before and profile is None:

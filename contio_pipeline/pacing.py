@@ -56,6 +56,7 @@ class Budget:
         window: float,
         timeout: float,
         sleep: Callable[[float], None] = time.sleep,
+        on_wait: Callable[[float], None] = lambda _seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
@@ -63,6 +64,7 @@ class Budget:
         self._window = window
         self._timeout = timeout
         self._sleep = sleep
+        self._on_wait = on_wait
         self._clock = clock
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
@@ -150,6 +152,7 @@ class Budget:
                 ) from error
             if not wait:
                 return number
+            self._on_wait(wait)
             self._sleep(min(wait, _LONGEST_NAP))
 
     def _try(self) -> tuple[float, int]:

@@ -41,6 +41,12 @@ DATABASE = "contio.duckdb"
 UNDATED = "undated"
 _MANIFEST = {"generation", "published_at", "fingerprints", "fingerprints_of", "files"}
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
+_ALONE: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": False,
+    "enable_external_access": False,
+}
+"""A question reads the published tables, no other file of the machine."""
+
 _KEEP = timedelta(days=1)
 """How long a generation stays after it was replaced: longer than any reader needs it."""
 
@@ -116,7 +122,7 @@ def ask(generation: Generation, sql: str) -> Answer:
     """
     try:
         sql.encode()
-        connection = duckdb.connect(generation.database, read_only=True, config={"autoinstall_known_extensions": False})
+        connection = duckdb.connect(generation.database, read_only=True, config=_ALONE)
     except UnicodeEncodeError:
         raise ConfigError(
             "the statement is not text in the encoding of this terminal (look at LANG and LC_ALL)"
@@ -183,7 +189,10 @@ def _publish(
     before = _current_or_none(data_dir)
     intact = before and _files(before.folder) == before.manifest["files"]
     if before and not intact:
-        log.warning("%s was changed or damaged since it was published: it is replaced", before.folder)
+        log.warning(
+            "%s is not as it was published (copied without its times, changed or damaged): it is replaced",
+            before.folder,
+        )
     comparable = intact and before and before.manifest["fingerprints_of"] == _maker()
     same = before and comparable and before.manifest["fingerprints"] == prints
     if before and same and not anew and _fresh_enough(warehouse, before, now):

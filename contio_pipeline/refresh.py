@@ -151,6 +151,7 @@ class TokenEndpoint:
                     unanswered.forget()
                 if error.code != "invalid_grant":
                     raise
+                store.write(name, replace(stored, refused_at=self._clock()))
                 raise AccountError(_refused(name, lost=lost_before)) from None
             now = self._clock()
             tokens = self.tokens(answer, stored, now)
@@ -249,6 +250,7 @@ class TokenEndpoint:
             refresh_token=refresh if isinstance(refresh, str) and refresh else before.refresh_token,
             scope=scope if isinstance(scope, str) else before.scope,
             refreshed_at=now,
+            refused_at=0.0,
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import logging
 import os
 import re
 import ssl
@@ -38,6 +39,9 @@ _CRON_NAMES = {"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly
 _CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 _ENV_FILE = "CONTIO_ENV_FILE"
 _ENCODING = "utf-8-sig"  # some editors begin a file with a byte order mark
+_OTHERS = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "DAGSTER_HOME"}
+"""What is read from the environment alone, by libraries."""
+
 _KUBERNETES = re.compile(r"CONTIO_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_\d+_(TCP|UDP)\w*)")
 """What a cluster puts into the environment of every program where a service is called contio or contio-something."""
 
@@ -332,6 +336,8 @@ def _not_settings(names: Iterable[str], where: str) -> list[str]:
 def _wrong_lines(file: Path) -> list[str]:
     """What to say of lines that would be passed over in silence; those of other programs are left alone."""
     problems = []
+    logging.getLogger("dotenv").setLevel(logging.ERROR)  # it tells of broken lines in its own words
+    seen: dict[str, str] = {}
     with file.open(encoding=_ENCODING) as lines:
         for line in parse_stream(lines):
             text = line.original.string
@@ -346,4 +352,10 @@ def _wrong_lines(file: Path) -> list[str]:
                 problems += _not_settings([line.key], where)
                 if line.value is None:
                     problems.append(f"{where} says nothing of {line.key}: it must be {line.key}=value")
+                if (before := seen.setdefault(line.key.upper(), where)) != where:
+                    problems.append(f"{where} sets {line.key} again, after {before}: keep one of the two")
+            elif line.key and line.key.upper() in _OTHERS:
+                problems.append(
+                    f"{where} has no effect: {line.key} is read from the environment alone, so set it there"
+                )
     return problems

@@ -277,6 +277,7 @@ class Run:
         for row in self._work.warehouse.windows_of(self.report.run_id):
             if (row["account"], row["stream"]) == (account, PROFILE_NAME):  # an earlier part of this run knows
                 return None if row["complete"] else AccountError(row["reason"])
+        self._work.listener.started(account, PROFILE_NAME)
         listing, broken = Listing(), None
         before = self._work.client.traffic.requests
         try:

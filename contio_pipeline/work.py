@@ -28,7 +28,7 @@ class Listener(Protocol):
         """So many rows, parents or documents of the current stream are done."""
 
     def waiting(self, seconds: float, /) -> None:
-        """The request budget is used up; the next look at it is in so many seconds. Called by any thread."""
+        """The request budget is used up; it is free again in about so many seconds. Called by any thread."""
 
     def finished(self, report: StreamReport, /) -> None:
         """Work on one stream of one account is over."""

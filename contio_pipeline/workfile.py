@@ -403,6 +403,8 @@ def take_lock(data_dir: Path) -> int:
     """The descriptor that holds the data folder's writer lock until it is closed."""
     try:
         private_folder(data_dir)
+        if (data_dir / ".gitkeep").exists() and not (data_dir / ".writer.lock").exists():
+            data_dir.chmod(0o700)  # git made it, for all to read
         descriptor = os.open(data_dir / ".writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StorageError(

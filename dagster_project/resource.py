@@ -173,8 +173,8 @@ class _Log:
     def advanced(self, done: int, total: int) -> None:
         self._now_and_then(f"{self._what}: {done:,} of {total:,}")
 
-    def waiting(self, _seconds: float) -> None:
-        self._now_and_then(f"{self._what}: waiting for the request budget")
+    def waiting(self, seconds: float) -> None:
+        self._now_and_then(f"{self._what}: waiting for the request budget ({seconds:.0f} s)")
 
     def _now_and_then(self, text: str) -> None:
         if time.monotonic() > self._said + _A_MINUTE:

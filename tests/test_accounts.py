@@ -15,6 +15,7 @@ from conftest import Place
 from contio_pipeline.accounts import Entry, Keeper, listed, read_entries
 from contio_pipeline.auth import Tokens, TokenStore
 from contio_pipeline.errors import ConfigError
+from contio_pipeline.login import Login
 from contio_pipeline.sandbox.server import Fault
 
 
@@ -299,6 +300,20 @@ def test_a_missing_scope_is_told_with_what_is_lost(place: Place) -> None:
 # List -----------------------------------------------------------------------------------------------------------------
 
 
+def test_a_name_that_differs_in_case_only_is_refused(place: Place) -> None:
+    assert command(place, "add", "Ana", "--refresh-token-stdin", given=place.sandbox.login("ana")).returncode == 0
+    for arguments, given in (
+        (("add", "ANA", "--refresh-token-stdin"), place.sandbox.login("ana")),
+        (("import",), f"aNa,{place.sandbox.login('ana')}"),
+    ):
+        done = command(place, *arguments, given=given)
+        assert done.returncode == 2
+        assert "there is an account Ana already" in done.stderr
+    with pytest.raises(ConfigError, match="differs from it in case only"):
+        Login(place.settings, "ana")
+    assert store_of(place).names() == ["Ana"]
+
+
 def test_the_list_shows_whose_accounts_are_and_how_they_are_doing(place: Place) -> None:
     place.world.accounts["bo"].scopes = ("profile", "meetings:read")
     assert command(place, "import", given=lines_for(place, "ana", "bo")).returncode == 0
@@ -324,6 +339,14 @@ def test_the_list_shows_whose_accounts_are_and_how_they_are_doing(place: Place) 
     done = command(place, "list")
     for word in ("lacks action-items:read", "not tried yet", "damaged: contio-pipeline login --account worn", "NO"):
         assert word in done.stdout
+
+    place.sandbox.revoke("bo")
+    place.sandbox.expire_access_tokens()
+    assert not place.sync(accounts=["bo"], streams=["meetings"]).complete
+    bo = listed(place.settings)[1]
+    assert bo.refused_at
+    assert bo.days_left(datetime.now(UTC)) is None
+    assert "refused since" in command(place, "list").stdout
 
     place.sync(accounts=["ana"], streams=["meetings", "action_items"])
     told: list[dict[str, Any]] = json.loads(command(place, "list", "--json").stdout)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -187,11 +188,11 @@ def test_an_unknown_account_is_refused_with_those_that_are_known_and_how_to_add_
         store.read("ana")
     store.write("cem", FULL)
     store.write("bo", FULL)
-    for act in (store.read, store.remove):
+    for act, advice in ((store.read, True), (store.remove, False)):
         with pytest.raises(ConfigError) as refused:
             act("ana")
         assert "no account 'ana' (known: bo, cem)" in str(refused.value)
-        assert "contio-pipeline accounts add ana --refresh-token-stdin" in str(refused.value)
+        assert ("contio-pipeline accounts add ana --refresh-token-stdin" in str(refused.value)) == advice
 
 
 @pytest.mark.parametrize(
@@ -557,8 +558,13 @@ def test_a_refresh_token_that_is_no_longer_accepted_says_how_to_get_on(
     assert type(error) is AccountError
     assert "refresh token of account 'ana' is no longer accepted" in str(error)
     assert "contio-pipeline accounts add ana --refresh-token-stdin" in str(error)
-    assert store.read("ana") == before
+    kept = store.read("ana")
+    assert time.time() - 10 < kept.refused_at < time.time() + 10
+    assert replace(kept, refused_at=0.0) == before
     assert asked(sandbox) == [(TOKEN, 400)]
+    store.write("ana", replace(kept, refresh_token=sandbox.login("ana")))
+    assert get(auth, sandbox).status_code == 200
+    assert store.read("ana").refused_at == 0
 
 
 def test_credentials_that_are_refused_name_their_variables(

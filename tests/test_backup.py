@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import Place
@@ -244,6 +245,29 @@ def test_a_killed_restore_is_completed_by_the_same_command(place: Place, tmp_pat
     assert not (data / "warehouse.duckdb.tmp").exists()
     assert stored(data) == stored(made)
     check(place.world, place.settings, streams=["action_items"])
+
+
+def test_a_restore_that_could_not_publish_says_how_to_go_on(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = backup(place.settings, tmp_path / "kept", NOW).folder
+    place.overrides = {"data_dir": tmp_path / "new"}
+    with monkeypatch.context() as patched:
+        patched.setattr("contio_pipeline.publish.shutil.copyfile", Mock(side_effect=OSError("No space left on device")))
+        with pytest.raises(
+            StorageError, match=r"restored, but not published yet.*No space left.*contio-pipeline publish"
+        ):
+            restore(place.settings, made, replace=False, now=NOW)
+    subprocess.run([sys.executable, "-m", "contio_pipeline", "publish"], env=place.environment, check=True)
+    check(place.world, place.settings)
+
+
+def test_a_folder_of_backups_and_one_that_is_not_there_are_told(place: Place, tmp_path: Path) -> None:
+    made = backup(place.settings, tmp_path / "kept", NOW).folder
+    with pytest.raises(ConfigError, match=f"holds 1 backups: give one of them, such as {made}"):
+        restore(place.settings, tmp_path / "kept", replace=True, now=NOW)
+    with pytest.raises(ConfigError, match="there is no folder"):
+        restore(place.settings, tmp_path / "nowhere", replace=True, now=NOW)
 
 
 def test_where_backups_cannot_be_is_said_and_two_at_once_are_told_apart(place: Place, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from conftest import Place
 from truth import check
@@ -82,10 +83,14 @@ def test_query_prints_tables_csv_and_json(place: Place) -> None:
 def test_query_cannot_write_and_says_what_is_wrong_with_a_query(place: Place) -> None:
     place.sync(accounts=["ana"], streams=["meetings"])
     copy = f"COPY (SELECT 1) TO '{place.folder / 'written.csv'}'"
-    for sql in ("DELETE FROM raw.meetings", "CREATE TABLE x (i INT)", "SELECT * FROM raw.nonsense", "SELEC", copy, ""):
+    secret = f"SELECT * FROM read_text('{place.settings.state_dir}/accounts/ana.json')"
+    unlock = "SET enable_external_access = true"
+    wrong = ("DELETE FROM raw.meetings", "CREATE TABLE x (i INT)", "SELECT * FROM raw.nonsense", "SELEC", copy, "")
+    for sql in (*wrong, secret, unlock):
         done = call("query", sql, env=place.environment)
         assert done.returncode == 2, sql
         assert done.stderr.startswith("Error: ")
+        assert "cto_rt_" not in done.stdout + done.stderr
     assert place.query("SELECT count(*) FROM raw.meetings")[0][0] > 0
     assert not (place.folder / "written.csv").exists()
 
@@ -158,6 +163,23 @@ def test_what_is_not_complete_is_said_with_account_stream_and_remedy(place: Plac
     assert "accounts add bo --refresh-token-stdin" in line
     status = call("status", env=place.environment)
     assert "What is not complete" in status.stdout
+    done = call("sync", "--no-documents", env=place.environment)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Not complete")]
+    assert len(lines) == 1  # however many streams an account has
+    assert lines[0].startswith(
+        "Not complete: bo meetings, action_items, calendar_events, context_documents: the refresh token"
+    )
+
+
+def test_a_folder_that_git_made_becomes_the_owners_alone_and_one_that_was_let_open_stays_so(place: Place) -> None:
+    data = place.settings.data_dir
+    data.mkdir(mode=0o755)
+    (data / ".gitkeep").touch()
+    place.sync(accounts=["ana"], streams=["meetings"])
+    assert data.stat().st_mode & 0o777 == 0o700
+    data.chmod(0o711)
+    place.sync(accounts=["ana"], streams=["meetings"])
+    assert data.stat().st_mode & 0o777 == 0o711
 
 
 def test_retries_are_logged_with_account_stream_and_request_id(place: Place) -> None:
@@ -320,7 +342,9 @@ def test_a_stopped_sync_does_not_wait_for_a_server_that_says_nothing(path: str, 
 
 def test_the_sandbox_command_prints_what_a_client_needs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "contio_pipeline", "sandbox", "--port", "0", "--seed", "3", "--meetings", "20"]
-    process = subprocess.Popen([*command, "--accounts", "2"], stdout=subprocess.PIPE, text=True, env=NO_SETTINGS)
+    file = tmp_path / "sandbox.env"
+    options = ["--accounts", "2", "--env-file", str(file)]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=NO_SETTINGS)
     assert process.stdout
     try:
         ready = json.loads(process.stdout.readline())
@@ -338,6 +362,25 @@ def test_the_sandbox_command_prints_what_a_client_needs(tmp_path: Path) -> None:
             added = call("accounts", "add", name, "--refresh-token-stdin", env=env, input=account["refresh_token"])
             assert added.returncode == 0, added.stderr
         assert call("sync", env=env).returncode == 0
+        assert file.stat().st_mode & 0o777 == 0o600
+        env = {**NO_SETTINGS, "CONTIO_ENV_FILE": str(file)}
+        with (
+            httpx.Client() as browser,
+            subprocess.Popen(
+                [sys.executable, "-m", "contio_pipeline", "login", "--no-browser"],
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            ) as login,
+        ):
+            assert login.stdout
+            url = next(line for line in login.stdout if line.startswith(ready["authorize_url"]))
+            back = browser.get(url.strip()).headers["location"]
+            assert "Added account" in login.communicate(f"{back}\n")[0]
+        assert call("sync", env=env).returncode == 0
+        assert (tmp_path / "sandbox-data/current/contio.duckdb").exists()
+        assert (tmp_path / "sandbox-state/accounts").is_dir()
     finally:
         process.terminate()
         assert process.wait(timeout=15) == 0

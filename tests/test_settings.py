@@ -385,6 +385,24 @@ def test_lines_and_variables_of_other_programs_are_left_alone(tmp_path: Path, mo
     assert load_settings().rate_limit == 7
 
 
+def test_a_name_that_is_set_twice_is_refused_and_a_librarys_own_complaint_is_not_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".env").write_text('CONTIO_RATE_LIMIT=7\nCONTIO_DOCUMENTS="all\ncontio_rate_limit=8\n')
+    with pytest.raises(
+        ConfigError, match=r"line 2 cannot be read.*line 3 sets contio_rate_limit again, after .*line 1"
+    ):
+        load_settings()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "no_proxy", "SSL_CERT_FILE", "DAGSTER_HOME"])
+def test_what_is_read_from_the_environment_alone_is_refused_in_a_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"{name}=/x\n")
+    with pytest.raises(ConfigError, match=f"line 1 has no effect: {name} is read from the environment alone"):
+        load_settings()
+
+
 # Secrets --------------------------------------------------------------------------------------------------------------
 
 

@@ -464,7 +464,9 @@ def test_a_missing_scope_fails_its_own_stream_only(place: Place) -> None:
     account = place.world.accounts["ana"]
     account.scopes = tuple(scope for scope in account.scopes if not scope.startswith("calendar"))
     report = place.sync(accounts=["ana"])
-    assert [one.stream for one in report.streams if not one.listing.complete] == ["calendar_events"]
+    [broken] = [one for one in report.streams if not one.listing.complete]
+    assert broken.stream == "calendar_events"
+    assert "contio-pipeline login --account ana" in (broken.listing.reason or "")
 
 
 def test_another_users_token_under_the_same_name_is_refused(place: Place) -> None:

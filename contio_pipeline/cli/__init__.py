@@ -58,7 +58,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the last line of defence
         code = _STOPPED if "interrupted" in str(error).lower() else _unexpected(error)  # DuckDB's word for Ctrl-C
     if code == _STOPPED:
-        print("Stopped. What was committed stays; run the command again to go on.", file=sys.stderr)
+        print("Stopped; nothing is half-written. Run the command again to go on.", file=sys.stderr)
         sys.stdout.flush()
         os._exit(_STOPPED)  # a thread that looks up a name or connects would be waited for
     sys.exit(code)

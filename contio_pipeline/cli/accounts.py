@@ -12,7 +12,7 @@ import typer
 
 from contio_pipeline.cli.common import Verbose, app, as_table, as_text, command, show
 from contio_pipeline.cli.keeping import DryRun, Yes, erase
-from contio_pipeline.errors import ConfigError
+from contio_pipeline.errors import ConfigError, CredentialsRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +120,8 @@ def accounts_add(
         print(f"{said} account {name}: {outcome.who}. Next: contio-pipeline sync --account {name}")
     for warning in outcome.warnings:
         print(f"Warning: {warning}", file=sys.stderr)
+    if isinstance(outcome.error, CredentialsRefused):
+        raise typer.Exit(1)
 
 
 @command(accounts_app, "import")
@@ -222,6 +224,8 @@ def accounts_list(
 def _account_row(one: Listed, now: datetime) -> list[Any]:
     if one.damaged:
         scopes = f"damaged: contio-pipeline login --account {one.account}"
+    elif one.refused_at:
+        scopes = f"refused since {one.refused_at:%Y-%m-%d}: contio-pipeline login --account {one.account}"
     elif one.missing_scopes:
         scopes = f"lacks {' '.join(one.missing_scopes)}"
     else:

@@ -79,7 +79,7 @@ def _print_forgotten(found: Forgotten, *, dry_run: bool) -> None:
     ]
     show(as_table(("would be erased" if dry_run else "erased", "count", "bytes"), [row for row in rows if row[1]]))
     if not found.rows and not found.documents:
-        print("No row and no document holds anything of it.")
+        print("No row and no document holds anything of it. Generations and copies go all the same: older, they may.")
     if not dry_run:
         print("The warehouse was written anew and published: no byte of it is left there.")
 

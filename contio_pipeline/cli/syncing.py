@@ -128,9 +128,12 @@ def print_report(report: SyncReport) -> None:
     for part in report.streams:
         for warning in part.warnings:
             print(f"Warning: {part.account} {part.stream}: {warning}", file=sys.stderr)
+    incomplete: dict[tuple[str, str | None], list[str]] = {}
     for part in report.streams:
         if not part.listing.complete:
-            print(f"Not complete: {part.account} {part.stream}: {part.listing.reason}", file=sys.stderr)
+            incomplete.setdefault((part.account, part.listing.reason), []).append(part.stream)
+    for (account, reason), streams in incomplete.items():
+        print(f"Not complete: {account} {', '.join(streams)}: {reason}", file=sys.stderr)
     changed = report.total("inserted") + report.total("updated") + report.total("deleted")
     print(
         f"\n{f'{changed:,} rows changed' if changed else 'Nothing changed'}; "
@@ -178,10 +181,11 @@ class _Progress:
 
     def waiting(self, seconds: float) -> None:
         now = time.monotonic()
+        told = f"{self._what}: waiting for the request budget ({seconds:.0f} s)"
         if not self._terminal and now > self._said + _A_MINUTE:
             self._said = now
-            print(f"{self._what}: waiting for the request budget", file=sys.stderr)
-        self._progress.update(self._task, description=f"{self._what}: waiting for the request budget ({seconds:.0f} s)")
+            print(told, file=sys.stderr)
+        self._progress.update(self._task, description=told)
 
     def finished(self, report: StreamReport) -> None:
         if not self._terminal:

@@ -64,6 +64,10 @@ def sandbox(
         list[str] | None,
         typer.Option(help="Something that goes wrong, for ever or so many times (repeatable).", metavar="NAME[:TIMES]"),
     ] = None,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(help="Write the settings that reach it to this file, with folders of their own beside it."),
+    ] = None,
     faults: Annotated[bool, typer.Option("--faults", help="List what can go wrong, and exit.")] = False,
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
@@ -72,7 +76,10 @@ def sandbox(
     When it is ready it prints one line of JSON: api_url, token_url, authorize_url, client_id, client_secret, and each
     account's refresh_token. What it holds can be read (GET /_sandbox/truth, /_sandbox/requests) and changed (POST
     /_sandbox/change). A login is consented to at once, by the first user, or by the one that ?account= names.
+
+    With --env-file sandbox.env, all other commands reach it where CONTIO_ENV_FILE=sandbox.env is set.
     """
+    from contio_pipeline.folders import private_file
     from contio_pipeline.sandbox.faults import FOR_EVER, NAMED, named
     from contio_pipeline.sandbox.server import Sandbox, serve
     from contio_pipeline.sandbox.world import World
@@ -96,4 +103,17 @@ def sandbox(
             "--port (0 picks a free one)"
         ) from None
     server.faults = wrong
+    if env_file:
+        folder = env_file.absolute().parent
+        values = {
+            "api_url": server.api_url,
+            "token_url": server.token_url,
+            "authorize_url": server.authorize_url,
+            "client_id": server.world.client_id,
+            "client_secret": server.world.client_secret,
+            "rate_limit": rate_limit,
+            "data_dir": folder / f"{env_file.stem}-data",
+            "state_dir": folder / f"{env_file.stem}-state",
+        }
+        private_file(env_file, "".join(f"CONTIO_{name.upper()}='{value}'\n" for name, value in values.items()))
     serve(server)
