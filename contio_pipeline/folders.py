@@ -39,7 +39,7 @@ def private_folder(path: Path) -> Path:
     except OSError as error:
         raise StorageError(
             f"the folder {path} cannot be made ({error.strerror}): see what is in its place, the rights and the space there, "
-            "or choose another (CONTIO_DATA_DIR, CONTIO_STATE_DIR, or where it was asked for)"
+            "or choose another (set CONTIO_DATA_DIR or CONTIO_STATE_DIR, where it is one of these)"
         ) from None
     return path
 
