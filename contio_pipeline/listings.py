@@ -116,14 +116,20 @@ class Lister:
 
     def _list(self, report: StreamReport, stream: Stream) -> None:
         """Read it whole, commit it, confirm what it lacks; once more when it lacks rows that are there."""
-        account, window = report.account, self._work.window
+        account, window = report.account, report.plan.window
         dates = window.start and window.end and (window.start, window.end)
         full = not dates
         if stream.dates == "required":
             dates = dates or self._work.settings.calendar_range(self._work.report.started_at)
         believed = self._warehouse.assumption(stream, "date_filter", account)
         probe_only = bool(dates and believed and not believed["holds"])
-        scope = replace(self._believable, dates=dates or None, undated=full, at_most=1 if probe_only else None)
+        scope = replace(
+            self._believable,
+            dates=dates or None,
+            undated=full,
+            open_field=self._open_field(report, stream),
+            at_most=1 if probe_only else None,
+        )
 
         missing = self._read_and_commit(report, stream, scope)
         known = self._warehouse.among(stream, account, missing)
@@ -143,6 +149,33 @@ class Lister:
         if probe_only and not missing and report.listing.rows - report.listing.outside >= _BLIND_COUNT:
             self._observe(report, stream, "date_filter", holds=True, detail=stream.date_field)
 
+    def _open_field(self, report: StreamReport, stream: Stream) -> str | None:
+        """By which field the rows that are not done are listed too; None where they are not, or the filter does not work."""
+        if not report.plan.open_rows or not stream.open_field:
+            return None
+        seen = self._warehouse.assumption(stream, "open_filter", report.account)
+        lately = seen and datetime.now(UTC) - seen["observed_at"] < _OBSERVED_LATELY
+        return None if seen and lately and not seen["holds"] else stream.open_field
+
+    def _believed(self, report: StreamReport, stream: Stream, stage: Stage, scope: Scope) -> Scope:
+        """Without the open rows where the list of them lacks many that are still open when they are read by id."""
+        if not scope.open_field or not report.listing.complete:
+            return scope
+        stored = self._warehouse.open_ids(stream, report.account, scope.open_field)
+        asked = stage.lacks(stored)[:_BLIND_COUNT]
+        if len(asked) < _BLIND_COUNT:
+            return scope
+        answers = self._client.in_parallel(partial(self._ask, report.account, stream), asked)
+        still = [answer for answer in answers if isinstance(answer, dict) and answer.get(scope.open_field) is False]
+        if 2 * len(still) <= len(asked):
+            return scope
+        self._observe(report, stream, "open_filter", holds=False, detail=scope.open_field)
+        report.warn(
+            f"the API's list of rows with {scope.open_field}=false lacks rows that are: until the next full sync, changes of "
+            "rows outside the window are not seen"
+        )
+        return replace(scope, open_field=None)
+
     def _read_and_commit(self, report: StreamReport, stream: Stream, scope: Scope) -> list[str]:
         """Read the list into the tables; returns the ids of the rows that it should have held and did not.
 
@@ -151,10 +184,11 @@ class Lister:
         """
         stage = self._warehouse.stage(stream)
         failure = self._read_list(report, stream, stage, scope)
+        scope = self._believed(report, stream, stage, scope)
         listed = self._read_details(report, stream, stage, failure)
         self._judge_quarantine(report, *stage.broken())
         changes = self._warehouse.commit(
-            stage, report.account, self._work.window, report.listing, scope, self._work.run_id, datetime.now(UTC)
+            stage, report.account, report.plan.window, report.listing, scope, self._work.run_id, datetime.now(UTC)
         )
         report.changes.add(changes)
         self._warehouse.put_listed(report.account, stream, listed)
@@ -172,10 +206,12 @@ class Lister:
         if stream.dates == "required" and scope.dates:
             failure = self._read_parts(report, stream, stage, scope.dates)
         else:
-            failure = self._read_range(report, stream, stage, scope.dates)
+            failure = self._read_range(report, stream, stage, scope.dates and _as_params(scope.dates))
+            if scope.open_field and not failure:
+                failure = self._read_range(report, stream, stage, {scope.open_field: "false"})
             empty = not failure and scope.undated and not report.listing.total
-            if empty and not self._warehouse.has_live_rows(stream, report.account):
-                failure = self._read_range(report, stream, stage, scope.dates)  # no row could show that it is not
+            if empty and not self._warehouse.live_rows(stream, report.account):
+                failure = self._read_range(report, stream, stage, None)  # no row could show that it is not
         if failure:
             report.incomplete(str(failure))
         return failure
@@ -189,7 +225,7 @@ class Lister:
         todo = _parts(dates, longest)
         while todo:
             begin, end = todo[0]
-            failure = self._read_range(report, stream, stage, (begin, end))
+            failure = self._read_range(report, stream, stage, _as_params((begin, end)))
             if isinstance(failure, ApiError) and failure.status in _RANGE_REFUSED and end - begin > A_DAY:
                 longest = refused = max((end - begin) / 2, A_DAY) // A_DAY * A_DAY
                 todo = _parts((begin, dates[1]), longest)
@@ -197,14 +233,14 @@ class Lister:
             if failure:
                 return failure
             del todo[0]
-        if longest is None and self._work.window.start is None:
+        if longest is None and report.plan.window.start is None:
             lacking = self._look_for_more(report, stream, stage, dates)
             for length in (None, _SHORTENED):  # the whole once more, in case it was a mistake
                 if not stage.lacks(lacking):
                     break
                 refused, report.listing.total = length, 0
                 for part in _parts(dates, length):
-                    if failure := self._read_range(report, stream, stage, part):
+                    if failure := self._read_range(report, stream, stage, _as_params(part)):
                         return failure
         if refused:
             self._observe(report, stream, "long_ranges", holds=False, detail=str(refused // A_DAY))
@@ -228,17 +264,16 @@ class Lister:
         return found
 
     def _read_range(
-        self, report: StreamReport, stream: Stream, stage: Stage, dates: _Range | None
+        self, report: StreamReport, stream: Stream, stage: Stage, params: dict[str, str] | None
     ) -> ContioError | None:
         """Read all pages into the stage, again when the list changed meanwhile; returns why it had to stop, if it had to."""
-        params = _as_params(dates) if dates else {}
         for attempt in range(1, _PASSES + 1):
             stage.begin_pass()
             problem = None
             seen = total = 0
             repeated: set[Any] = set()
             try:
-                for page, plan in self._client.pages(report.account, stream.path, params):
+                for page, plan in self._client.pages(report.account, stream.path, params or {}):
                     stage.add(decode(stream.columns, page.items))
                     seen += len(page.items)
                     total, problem = plan.total, plan.problem
@@ -367,7 +402,7 @@ class Lister:
         Rows are confirmed last, since one that moved may come back in the list of another parent.
         """
         account = report.account
-        parents = self._parents(account, stream)
+        parents = self._parents(report, stream)
         for listed in self._warehouse.windows_of(self._work.run_id):
             if (listed["account"], listed["stream"]) == (account, stream.parent) and not listed["complete"]:
                 report.incomplete(f"the {stream.parent} whose lists these are could not all be listed")
@@ -434,13 +469,13 @@ class Lister:
                 break
         return complete
 
-    def _parents(self, account: str, stream: Stream) -> list[str]:
+    def _parents(self, report: StreamReport, stream: Stream) -> list[str]:
         """Ids of the live parents whose lists are due."""
         parent = stream_named(stream.parent or "", self._warehouse.streams)
-        window = self._work.window
+        window = report.plan.window
         return self._warehouse.live_ids(
             parent,
-            account,
+            report.account,
             dates=(window.start, window.end) if window.start and window.end else None,
             changed_since=self._work.report.started_at,
         )

@@ -129,6 +129,8 @@ class Settings(BaseSettings):
     weekly_cron: str = "15 2 * * 0"
     lookback_days: int = Field(7, ge=0, le=366)
     lookahead_days: int = Field(30, ge=0, le=366)
+    heal_days: int = Field(30, ge=1, le=366)
+    nightly_full_requests: int = Field(200, ge=0)
     first_day: date = date(2024, 1, 1)
     owner: str = "team:data"
 

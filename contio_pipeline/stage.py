@@ -112,13 +112,13 @@ class Stage:
         [row] = self._rows(sql)
         return row["last"]  # type: ignore[no-any-return]
 
-    def lacks(self, ids: Iterable[str]) -> bool:
-        """Whether one of these ids was not seen."""
+    def lacks(self, ids: Iterable[str]) -> list[str]:
+        """Those of the ids that were not seen."""
         self.flush()
-        sql = """SELECT count(*) FROM (SELECT unnest(?::VARCHAR[]) EXCEPT (
-            SELECT id FROM staged UNION SELECT key FROM staged_broken))"""
-        [(count,)] = self._run(sql, list(ids)).fetchall()
-        return bool(count)
+        sql = (
+            "SELECT unnest(?::VARCHAR[]) EXCEPT (SELECT id FROM staged UNION SELECT key FROM staged_broken) ORDER BY 1"
+        )
+        return [str(lacking) for (lacking,) in self._run(sql, list(ids)).fetchall()]
 
     def sample(self, count: int) -> list[dict[str, Any]]:
         """Some rows as listed, picked at random."""
@@ -193,8 +193,8 @@ class Stage:
         passes = self._whole() if whole else "true"
         version = f"{quoted(self.stream.version_field)} DESC NULLS LAST, " if self.stream.version_field else ""
         stream = self.stream
-        decides = ["id", "_hash", stream.date_field, stream.alias_field, "_parent_id" if stream.parent else None]
-        columns = ", ".join(quoted(name) for name in decides if name)
+        decides = ("id", "_hash", stream.date_field, stream.alias_field, stream.open_field)
+        columns = ", ".join(quoted(name) for name in (*decides, "_parent_id" if stream.parent else None) if name)
         self._connection.execute(f"""
             CREATE OR REPLACE TEMP TABLE chosen AS SELECT rowid AS _row, {columns} FROM staged WHERE {passes}
             QUALIFY row_number() OVER (PARTITION BY id ORDER BY {version}_sequence DESC) = 1""")

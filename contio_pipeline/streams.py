@@ -103,6 +103,7 @@ class Stream:
         dates: whether the list takes `start_date` and `end_date`: `optional`, `required`, or `none`.
         version_field: the timestamp column that grows when a row changes; None where the API has none.
         parent: the stream whose rows each have such a list.
+        open_field: the boolean column that is false while a row is not done, and by which the list can be filtered.
         alias_field: the field in which a row names the row that it was merged into.
         deleted_field: the timestamp column that is set when a row that can still be read by id is deleted.
         content_path: of a row's bytes.
@@ -121,6 +122,7 @@ class Stream:
     dates: Literal["optional", "required", "none"]
     version_field: str | None = None
     parent: str | None = None
+    open_field: str | None = None
     alias_field: str | None = None
     deleted_field: str | None = None
     content_path: str | None = None
@@ -141,6 +143,7 @@ class Stream:
             "there is a text column `id`": kinds.get("id") == "text",
             "date_field is a timestamp column": kinds.get(self.date_field) == "timestamp",
             "version_field is a timestamp column": is_kind(self.version_field, "timestamp"),
+            "open_field is a boolean column": is_kind(self.open_field, "boolean"),
             "deleted_field is a timestamp column": is_kind(self.deleted_field, "timestamp"),
             "alias_field is a text column": is_kind(self.alias_field, "text"),
             "status_field is a text column": is_kind(self.status_field, "text"),
@@ -233,6 +236,7 @@ STREAMS: tuple[Stream, ...] = (
         date_field="created_at",
         dates="optional",
         version_field="updated_at",
+        open_field="is_completed",
         columns=_columns(
             id=("text", "The action item's id."),
             meeting_id=("text", "The meeting that it came from."),
@@ -458,20 +462,25 @@ ASSUMPTIONS = Table(
         assumption=(
             "text",
             (
-                "date_filter: the list's filter means the stream's date field; full_lists: a list holds all of its rows' fields; "
+                "date_filter: the list's filter means the stream's date field; open_filter: the list can be filtered by whether "
+                "a row is done; full_lists: a list holds all of its rows' fields; "
                 "long_ranges: a list answers a range of dates of any length."
             ),
         ),
         holds=(
             "boolean",
             (
-                "False once it was seen not to hold: then windows mark nothing as missing (date_filter), changed rows are "
-                "read by id (full_lists), ranges are listed in parts (long_ranges)."
+                "False once it was seen not to hold: then windows mark nothing as missing (date_filter), open rows are not "
+                "listed besides (open_filter), changed rows are read by id (full_lists), ranges are listed in parts "
+                "(long_ranges)."
             ),
         ),
         detail=(
             "text",
-            "The date field; the fields that rows of the list lack; the longest range that is asked for, in days.",
+            (
+                "The date field; the field that says whether a row is done; the fields that rows of the list lack; the longest "
+                "range that is asked for, in days."
+            ),
         ),
         observed_at=("timestamp", "When this was observed."),
     ),

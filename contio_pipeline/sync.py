@@ -34,6 +34,7 @@ from contio_pipeline.errors import (
 from contio_pipeline.folders import MOUNTS, network_file_system
 from contio_pipeline.forget import unfinished
 from contio_pipeline.listings import Lister
+from contio_pipeline.night import Plan, plan_night, usual_window
 from contio_pipeline.publish import Generation, current, publish
 from contio_pipeline.rows import decode
 from contio_pipeline.settings import Settings
@@ -51,6 +52,7 @@ def sync(
     streams: Sequence[str] = (),
     window: Window = Window(),  # noqa: B008 - immutable
     documents: bool = True,
+    night: bool = False,
     verify_documents: bool = False,
     listener: Listener | None = None,
     declared: tuple[Stream, ...] = STREAMS,
@@ -63,6 +65,7 @@ def sync(
         streams: names; empty means all. Contents are fetched when the documents' stream is among them, or when
             `document_contents` itself is.
         window: half-open UTC range of dates; without ends the full sync.
+        night: list what a night lists instead, account by account: see `night.plan_night`.
         documents: whether to download contents.
         verify_documents: download all contents again, compare and repair.
         listener: is told how the work goes on.
@@ -88,6 +91,7 @@ def sync(
         settings,
         accounts=accounts,
         window=window,
+        night=night,
         verify_documents=verify_documents,
         listener=listener,
         declared=declared,
@@ -118,6 +122,7 @@ class Run:
         run_id: str | None = None,
         accounts: Sequence[str] = (),
         window: Window = Window(),  # noqa: B008 - immutable
+        night: bool = False,
         verify_documents: bool = False,
         listener: Listener | None = None,
         declared: tuple[Stream, ...] = STREAMS,
@@ -141,7 +146,9 @@ class Run:
                 log.warning("%s", erasure)
             listener = listener or Nobody()
             client = opening.enter_context(Client(settings, listener.waiting))
-            report = SyncReport(run_id or uuid.uuid4().hex, datetime.now(UTC), window)
+            now = datetime.now(UTC)
+            window = usual_window(settings, now.date()) if night else window
+            report = SyncReport(run_id or uuid.uuid4().hex, now, window)
             self._before = warehouse.run(report.run_id)
             if self._before:
                 report.started_at = self._before["started_at"]
@@ -149,6 +156,7 @@ class Run:
             self._lister = Lister(self._work)
             self._fetcher = Fetcher(self._work, verify=verify_documents)
             self._open = opening.pop_all()
+        self._night = night
         self._begun = time.monotonic()
         self._halted: ContioError | None = None
         """The budget is the machine's: a 429 that outlasts all tries of one account ends the others too."""
@@ -230,22 +238,22 @@ class Run:
         for stream in self._work.warehouse.streams:
             if stream.name in names:
                 refresh = partial(self._lister.refresh, stream=stream)
-                broken = self._attempt(account, stream.name, refresh, self._work.window, broken)
+                broken = self._attempt(account, stream.name, refresh, self._plan(account, stream), broken)
         for stream in self._work.warehouse.streams:
             if stream.content_path and DOCUMENT_CONTENTS.name in names:
                 contents = partial(self._fetcher.fetch, stream=stream)
-                broken = self._attempt(account, DOCUMENT_CONTENTS.name, contents, Window(), broken)
+                broken = self._attempt(account, DOCUMENT_CONTENTS.name, contents, Plan(), broken)
 
     def _attempt(
         self,
         account: str,
         stream: str,
         work: Callable[[StreamReport], None],
-        window: Window,
+        plan: Plan,
         broken: ContioError | None,
     ) -> ContioError | None:
         """Do one part of an account's work and report it; returns what makes the rest of the account hopeless, if anything."""
-        report = StreamReport(account, stream)
+        report = StreamReport(account, stream, plan)
         begun, traffic = time.monotonic(), self._work.client.traffic
         before = replace(traffic)
         self._work.client.context = f"{account} {stream}"
@@ -262,15 +270,21 @@ class Run:
         report.throttled = traffic.throttled - before.throttled
         report.bytes = traffic.bytes - before.bytes
         report.seconds = time.monotonic() - begun
-        self._put_window(report, window)
+        self._work.warehouse.put_window(
+            account, stream, plan.window, report.listing, self._work.run_id, datetime.now(UTC)
+        )
         self._work.report.streams.append(report)
         self._work.listener.finished(report)
         return broken
 
-    def _put_window(self, report: StreamReport, window: Window) -> None:
-        self._work.warehouse.put_window(
-            report.account, report.stream, window, report.listing, self._work.run_id, datetime.now(UTC)
-        )
+    def _plan(self, account: str, stream: Stream) -> Plan:
+        """What is listed of one stream of one account."""
+        if not self._night:
+            return Plan(self.report.window)
+        warehouse = self._work.warehouse
+        rows = {one.name: warehouse.live_rows(one, account) for one in warehouse.streams if one.dates == "optional"}
+        listed = warehouse.windows_of_stream(account, stream)
+        return plan_night(self.settings, stream, listed, rows, self.report.started_at, warehouse.streams)
 
     def _open_account(self, account: str) -> ContioError | None:
         """Read whose tokens these are, once in a run; returns why the account cannot be used, if it cannot."""

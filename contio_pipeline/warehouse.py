@@ -46,6 +46,7 @@ class Scope:
     Attributes:
         dates: half-open range of the stream's `date_field`; None expects rows of any date, undated ones too. A day or a
             time without a zone counts when it lies in the range in every zone.
+        open_field: rows in which this is false are expected in spite of `dates`, too.
         undated: whether rows that name no day at all are expected in spite of `dates`.
         parents: ids of the parents whose lists were read; None where the stream has none.
         at_most: how many missing rows may be marked; None for any number.
@@ -55,6 +56,7 @@ class Scope:
 
     dates: tuple[datetime, datetime] | None = None
     undated: bool = False
+    open_field: str | None = None
     parents: tuple[str, ...] | None = None
     at_most: int | None = None
     loss_share: float = 0.5
@@ -192,7 +194,8 @@ class Warehouse(WorkFile):
             [(listing.rows,)] = run("SELECT count(*) FROM (SELECT id FROM chosen UNION SELECT key FROM chosen_broken)")
             listing.quarantined = changes.quarantined
             if scope.dates:
-                inside = f"{quoted(stream.date_field)} >= $start AND {quoted(stream.date_field)} <= $end"
+                dated = quoted(stream.date_field)
+                inside = f"{dated} >= $start AND {dated} <= $end{_or(scope.open_field, 'IS NOT TRUE')}"
                 [(listing.outside,)] = run(
                     f"SELECT count(*) FILTER (NOT ({inside})) FROM chosen",
                     start=scope.dates[0],
@@ -250,10 +253,10 @@ class Warehouse(WorkFile):
         if scope.dates:
             date_field = quoted(stream.date_field)
             unzoned = f"TRY_CAST(_extra ->> '{stream.date_field}' AS TIMESTAMP)"
-            expected += f""" AND NOT _window_blind AND CASE
+            expected += f""" AND NOT _window_blind AND (CASE
                 WHEN {date_field} IS NOT NULL THEN {date_field} >= $start AND {date_field} < $end
                 WHEN {unzoned} IS NOT NULL THEN {unzoned} >= $inner_start AND {unzoned} < $inner_end
-                ELSE {str(scope.undated).lower()} END"""
+                ELSE {str(scope.undated).lower()} END{_or(scope.open_field, "IS FALSE")})"""
             start, end = scope.dates
             more |= {"start": start, "end": end, "inner_start": start + A_DAY, "inner_end": end - A_DAY}
         if scope.parents is not None:
@@ -431,10 +434,17 @@ class Warehouse(WorkFile):
         sql = f"{live} UNION {broken} ORDER BY 1"
         return [str(found[0]) for found in self.connection.execute(sql, values).fetchall()]
 
-    def has_live_rows(self, stream: Stream, account: str) -> bool:
-        """Whether anything is stored that is not gone."""
-        sql = f"SELECT 1 FROM {stream.table.full_name} WHERE _account = ? AND _deleted_at IS NULL LIMIT 1"
-        return bool(self.connection.execute(sql, [account]).fetchall())
+    def live_rows(self, stream: Stream, account: str) -> int:
+        """How many rows are stored that are not gone."""
+        sql = f"SELECT count(*) FROM {stream.table.full_name} WHERE _account = ? AND _deleted_at IS NULL"
+        [(count,)] = self.connection.execute(sql, [account]).fetchall()
+        return int(count)
+
+    def open_ids(self, stream: Stream, account: str, field: str) -> list[str]:
+        """Ids of live rows that are not done."""
+        sql = f"""SELECT id FROM {stream.table.full_name}
+            WHERE _account = ? AND _deleted_at IS NULL AND NOT _window_blind AND {quoted(field)} IS FALSE"""
+        return [str(found[0]) for found in self.connection.execute(sql, [account]).fetchall()]
 
     def among(self, stream: Stream, account: str, ids: Iterable[str], *, missing: bool = False) -> set[str]:
         """Those of the rows that are still missing, or else those that lists are known not to return."""
@@ -491,6 +501,10 @@ class Warehouse(WorkFile):
         """What the run has listed so far, and what anybody has listed since then: rows of `ops.windows`."""
         sql = f"SELECT * FROM {WINDOWS.full_name} WHERE run_id = ? OR listed_at > ? ORDER BY listed_at"
         return self.query(sql, [run_id, since])
+
+    def windows_of_stream(self, account: str, stream: Stream) -> list[dict[str, Any]]:
+        """All that is known of listing one stream of one account: rows of `ops.windows`."""
+        return self.query(f"SELECT * FROM {WINDOWS.full_name} WHERE account = ? AND stream = ?", [account, stream.name])
 
     def look(self, table: Table, rows: int) -> tuple[int, list[dict[str, Any]]]:
         """How many live rows the table holds, and some of those that changed last."""
@@ -591,6 +605,10 @@ class Warehouse(WorkFile):
         with self.transaction() as connection:
             connection.execute(f"DELETE FROM {RUNS.full_name} WHERE run_id = ?", [run["run_id"]])
             insert(connection, RUNS, run)
+
+
+def _or(field_name: str | None, holds: str) -> str:
+    return f" OR {quoted(field_name)} {holds}" if field_name else ""
 
 
 Run = Callable[..., list[tuple[Any, ...]]]

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Protocol
 
 from contio_pipeline.client import Client
+from contio_pipeline.night import Plan
 from contio_pipeline.publish import Generation
 from contio_pipeline.settings import Settings
 from contio_pipeline.warehouse import Changes, Listing, Warehouse, Window
@@ -51,6 +52,7 @@ class StreamReport:
     """What a sync did for one stream of one account.
 
     Attributes:
+        plan: what was to be listed.
         listing: rows, total, requests, whether complete and why not.
         changes: inserted, updated, deleted, unchanged, quarantined.
         warnings: what is worth a look although the tables are complete.
@@ -60,6 +62,7 @@ class StreamReport:
 
     account: str
     stream: str
+    plan: Plan = Plan()  # noqa: RUF009 - immutable
     listing: Listing = field(default_factory=Listing)
     changes: Changes = field(default_factory=Changes)
     warnings: list[str] = field(default_factory=list)
@@ -131,11 +134,6 @@ class Work:
     warehouse: Warehouse
     listener: Listener
     report: SyncReport
-
-    @property
-    def window(self) -> Window:
-        """What was asked for; without ends a full sync."""
-        return self.report.window
 
     @property
     def run_id(self) -> str:

@@ -28,6 +28,12 @@ def sync(
         str | None,
         typer.Option(help="End of the window, itself not included; without it, the end of today.", metavar="D"),
     ] = None,
+    night: Annotated[
+        bool,
+        typer.Option(
+            "--night", help="What the nightly schedule does: each account's own window, or everything if cheap."
+        ),
+    ] = False,
     account: Annotated[list[str] | None, typer.Option(help="Only this account (repeatable).", metavar="NAME")] = None,
     stream: Annotated[list[str] | None, typer.Option(help="Only this stream (repeatable).", metavar="NAME")] = None,
     documents: Annotated[
@@ -48,8 +54,9 @@ def sync(
     """Make the tables equal to what the API holds, and publish them.
 
     Without dates this is the [bold]full[/] sync: all meetings and action items, calendar events over the configured range,
-    the context documents of every meeting, then their contents. With --since it is one window of days: cheaper, for every
-    night; what a window cannot see, the next full sync does.
+    the context documents of every meeting, then their contents. With --since it is one window of days. With --night each
+    account gets the window that catches up with its last complete day, or everything where that costs no more.
+    What a window cannot see, the next full sync does.
 
     Running it again is always safe. Exit code 1 means that something is not complete; a line says what, and what to do.
     """
@@ -57,6 +64,8 @@ def sync(
     from contio_pipeline.sync import sync as run_sync
     from contio_pipeline.warehouse import Window
 
+    if night and (since or until):
+        raise ConfigError("--night finds each account's window by itself: leave out --since and --until")
     window = Window(*_window(since, until))
     with _Progress() as listener:
         report = run_sync(
@@ -64,6 +73,7 @@ def sync(
             accounts=account or (),
             streams=stream or (),
             window=window,
+            night=night,
             documents=documents,
             verify_documents=verify_documents,
             listener=listener,
