@@ -107,6 +107,28 @@ def plan_night(
     )
 
 
+def days_of_a_night(
+    settings: Settings, listed: Iterable[Mapping[str, Any]], now: datetime, declared: Sequence[Stream] = STREAMS
+) -> Window:
+    """The days that a night lists for some account, for whoever has to name them before it begins.
+
+    Args:
+        settings: as for `plan_night`.
+        listed: rows of `ops.windows`, of all accounts and streams.
+        now: tonight.
+        declared: the streams that exist.
+    """
+    streams = {stream.name: stream for stream in declared}
+    windows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in listed:
+        windows.setdefault((row["account"], row["stream"]), []).append(row)
+    dear = settings.model_copy(update={"nightly_full_requests": 0})
+    plans = [plan_night(dear, streams[name], rows, {}, now) for (_, name), rows in windows.items() if name in streams]
+    usual = usual_window(settings, now.date())
+    begin = min((plan.window.start for plan in plans if plan.window.start), default=usual.start)
+    return Window(begin, usual.end)
+
+
 def listing_pages(rows: int) -> int:
     """Requests that a list of so many rows costs: consecutive pages share a row."""
     return max(1, math.ceil((rows - 1) / (PAGE_SIZE - 1)))

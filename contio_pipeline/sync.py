@@ -35,10 +35,19 @@ from contio_pipeline.folders import MOUNTS, network_file_system
 from contio_pipeline.forget import unfinished
 from contio_pipeline.listings import Lister
 from contio_pipeline.night import Plan, plan_night, usual_window
-from contio_pipeline.publish import Generation, current, publish
+from contio_pipeline.publish import Generation, ask, current, publish
 from contio_pipeline.rows import decode
 from contio_pipeline.settings import Settings
-from contio_pipeline.streams import DOCUMENT_CONTENTS, PROFILE, PROFILE_NAME, PROFILE_PATH, STREAMS, Stream, Table
+from contio_pipeline.streams import (
+    DOCUMENT_CONTENTS,
+    PROFILE,
+    PROFILE_NAME,
+    PROFILE_PATH,
+    STREAMS,
+    WINDOWS,
+    Stream,
+    Table,
+)
 from contio_pipeline.warehouse import Listing, Warehouse, Window
 from contio_pipeline.work import Listener, Nobody, StreamReport, SyncReport, Work
 
@@ -104,6 +113,16 @@ def sync(
 def parts(declared: tuple[Stream, ...] = STREAMS) -> tuple[str, ...]:
     """What a run can refresh, in the order in which it should: the streams, and the contents of documents."""
     return (*(stream.name for stream in declared), DOCUMENT_CONTENTS.name)
+
+
+def published_windows(settings: Settings) -> list[dict[str, Any]]:
+    """What the current generation knows of listings: rows of `ops.windows`; none where nothing is published."""
+    try:
+        answer = ask(current(settings.data_dir), f"SELECT * FROM {WINDOWS.full_name}")
+    except StorageError as error:
+        log.warning("what was listed so far cannot be told: %s", error)
+        return []
+    return [dict(zip(answer.names, row, strict=True)) for row in answer.rows]
 
 
 class Run:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -68,6 +69,10 @@ class Contio(dg.ConfigurableResource[Any]):
     """The pipeline. All else comes from the CONTIO_… settings, read when a step starts."""
 
     accounts: list[str] = Field(default=[], description="Only these accounts; empty means all.")
+    night: bool = Field(
+        default=False,
+        description="Of each account list what it needs to be complete, or everything where that is cheap, whatever the days.",
+    )
     verify_documents: bool = Field(
         default=False, description="Download all contents of documents again, compare, and repair."
     )
@@ -144,6 +149,7 @@ class Contio(dg.ConfigurableResource[Any]):
                 run_id=context.run.run_id,
                 accounts=self.accounts,
                 window=window,
+                night=self.night,
                 verify_documents=self.verify_documents,
                 listener=_Log(context.log),
                 declared=streams.STREAMS,
@@ -208,6 +214,7 @@ def _account(part: StreamReport) -> dict[str, Any]:
     listing, changes = part.listing, part.changes
     return {
         "account": part.account,
+        "listed": _listed(part),
         "rows": listing.rows,
         "inserted": changes.inserted,
         "updated": changes.updated,
@@ -221,6 +228,16 @@ def _account(part: StreamReport) -> dict[str, Any]:
         "complete": listing.complete,
         "reason": listing.reason or "",
     }
+
+
+def _listed(part: StreamReport) -> str:
+    """What was asked for, and why."""
+    start, end = part.plan.window.start, part.plan.window.end
+    days = f"{start:%Y-%m-%d} to {end - timedelta(days=1):%Y-%m-%d}" if start and end else "everything"
+    more = ", and what is not done" if part.plan.open_rows else ""
+    return (
+        part.plan.why if part.plan.why.startswith(days) else ", ".join(filter(None, (f"{days}{more}", part.plan.why)))
+    )
 
 
 def _short(row: dict[str, Any], table: Table) -> dict[str, str]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import httpx
 import pytest
 
 from contio_pipeline.auth import Tokens, TokenStore
-from contio_pipeline.publish import current
+from contio_pipeline.publish import current, publish
 from contio_pipeline.sandbox.server import Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings, load_settings
 from contio_pipeline.sync import sync
+from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.work import SyncReport
 
 
@@ -133,6 +135,18 @@ def new_place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
 def place(new_place: Callable[..., Place]) -> Place:
     """The usual place: three accounts, forty meetings."""
     return new_place()
+
+
+def wind_back(place: Place, days: int, account: str = "%") -> None:
+    """Make it a place whose last complete listings were so many days ago, and publish that."""
+    with Warehouse(place.settings.data_dir, origin=None) as warehouse:
+        with warehouse.transaction() as connection:
+            connection.execute(
+                f"""UPDATE ops.windows SET listed_at = listed_at - INTERVAL {days} DAY,
+                    complete_at = complete_at - INTERVAL {days} DAY WHERE account LIKE ?""",
+                [account],
+            )
+        publish(warehouse, datetime.now(UTC), anew=True)
 
 
 # Dagster -------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ import dagster as dg
 import pytest
 import truth
 import yaml
-from conftest import Place, Up
+from conftest import Place, Up, wind_back
 
 from contio_pipeline import streams
 from contio_pipeline.errors import ConfigError
@@ -53,7 +53,7 @@ class Project:
     instance: dg.DagsterInstance
 
     def run(
-        self, job: str, tags: dict[str, str] | None = None, resources: dict[str, Any] | None = None
+        self, job: str, tags: Mapping[str, str] | None = None, resources: dict[str, Any] | None = None
     ) -> dg.ExecuteInProcessResult:
         config = QUIET | ({"resources": {"contio": {"config": resources}}} if resources else {})
         return (
@@ -391,6 +391,32 @@ def test_a_night_is_one_range_of_utc_days_in_one_run(
         [request] = schedule.evaluate_tick(context).run_requests or []
     assert request.tags["dagster/asset_partition_range_start"] == start
     assert request.tags["dagster/asset_partition_range_end"] == end
+
+
+def test_a_night_after_an_outage_lists_and_marks_what_was_missed(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, today = project.place, datetime.now(UTC).date()
+    monkeypatch.setenv("CONTIO_NIGHTLY_FULL_REQUESTS", "0")
+    place.sync(accounts=["ana", "bo"])
+    wind_back(place, 10, "bo")
+    place.world.insert("meetings", account="bo", start_time=f"{today - timedelta(days=12)}T10:00:00Z")
+    context = dg.build_schedule_context(instance=project.instance, scheduled_execution_time=datetime.now(UTC))
+    [request] = nightly(load_settings()).evaluate_tick(context).run_requests or []
+    result = project.run("window", request.tags, request.run_config["resources"]["contio"]["config"])
+    assert result.success, why(result)
+    truth.check(place.world, place.settings, list(place.world.accounts))
+    marked = {str(today + timedelta(days=number)) for number in range(-16, 31)}
+    assert project.instance.get_materialized_partitions(dg.AssetKey("meetings")) == marked
+    told = {
+        record.data["account"]: record.data["listed"] for record in project.latest("action_items")["accounts"].records
+    }
+    ahead = f"{today + timedelta(days=30)}, and what is not done"
+    assert told == {
+        "ana": f"{today - timedelta(days=7)} to {ahead}",
+        "bo": f"{today - timedelta(days=16)} to {ahead}, catches up with 9 days",
+        "cem": "everything: it was never listed completely",
+    }
 
 
 def test_the_days_ahead_that_a_night_asks_for_exist() -> None:

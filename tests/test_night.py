@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import truth
-from conftest import Place
+from conftest import Place, wind_back
 
 from contio_pipeline.auth import Tokens, TokenStore
 from contio_pipeline.night import Plan, complete_until, listing_pages, plan_night, usual_window
 from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.settings import Settings, midnight
 from contio_pipeline.streams import SCOPES, STREAMS, Stream, stream_named
-from contio_pipeline.warehouse import Warehouse, Window
+from contio_pipeline.warehouse import Window
 
 NewPlace = Callable[..., Place]
 MEETINGS, ITEMS, EVENTS, DOCUMENTS = (
@@ -150,16 +150,6 @@ def first_pages(place: Place, path: str, account: str | None = None) -> list[dic
         and request.query.get("offset", "0") == "0"
         and (account is None or request.account == account)
     ]
-
-
-def wind_back(place: Place, days_back: int, account: str = "%") -> None:
-    """Make the warehouse one whose last complete listings were so many days ago."""
-    with Warehouse(place.settings.data_dir, origin=None) as warehouse, warehouse.transaction() as connection:
-        connection.execute(
-            f"""UPDATE ops.windows SET listed_at = listed_at - INTERVAL {days_back} DAY,
-                complete_at = complete_at - INTERVAL {days_back} DAY WHERE account LIKE ?""",
-            [account],
-        )
 
 
 def check(place: Place) -> None:

@@ -112,6 +112,8 @@ VARIABLES = {
     ),
     "lookback_days": Variable(7, {"0": 0, "366": 366}, ("-1", "367", "week")),
     "lookahead_days": Variable(30, {"0": 0, "366": 366}, ("-1", "367")),
+    "heal_days": Variable(30, {"1": 1, "366": 366}, ("0", "367", "1.5")),
+    "nightly_full_requests": Variable(200, {"0": 0, "5000": 5000}, ("-1", "many")),
     "first_day": Variable(date(2024, 1, 1), {"2020-02-29": date(2020, 2, 29)}, ("2021-02-29", "start", "2999-01-01")),
     "owner": Variable("team:data", {"ana@example.com": "ana@example.com"}, ("ana", "team:", "@", "team:a;b")),
 }

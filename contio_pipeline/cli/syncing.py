@@ -203,7 +203,7 @@ class _Progress:
             state = "complete" if listing.complete else "NOT complete"
             print(
                 f"{report.account} {report.stream}: {listing.rows:,} rows, {listing.requests:,} requests, "
-                f"{report.seconds:.1f} s, {state}",
+                f"{report.seconds:.1f} s, {state}{f' ({report.plan.why})' if report.plan.why else ''}",
                 file=sys.stderr,
             )
 

@@ -7,7 +7,9 @@ from datetime import UTC, timedelta
 import dagster as dg
 
 from contio_pipeline.errors import ConfigError
+from contio_pipeline.night import days_of_a_night
 from contio_pipeline.settings import Settings, load_settings
+from contio_pipeline.sync import published_windows
 from dagster_project.partitions import range_tags
 
 
@@ -19,16 +21,18 @@ def schedules() -> dg.Definitions:
 
 
 def nightly(settings: Settings) -> dg.ScheduleDefinition:
-    """Days back and days ahead, as one range in one run.
+    """Days back and days ahead, as one range in one run; back to what is not complete.
 
-    After an outage only the latest tick that was missed runs: it is the one whose range still matters.
+    After an outage only the latest tick that was missed runs: it is the one whose range still matters. The range names the
+    days that are marked; of each account is listed what it needs (`contio_pipeline.night`).
     """
 
     def request(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-        today = context.scheduled_execution_time.astimezone(UTC).date()
-        start = max(today - timedelta(days=settings.lookback_days), settings.first_day)
-        end = today + timedelta(days=settings.lookahead_days)
-        return dg.RunRequest(tags=range_tags(start, end))
+        night = days_of_a_night(settings, published_windows(settings), context.scheduled_execution_time.astimezone(UTC))
+        assert night.start  # noqa: S101 - it has both ends
+        assert night.end  # noqa: S101
+        tags = range_tags(night.start.date(), night.end.date() - timedelta(days=1))
+        return dg.RunRequest(tags=tags, run_config={"resources": {"contio": {"config": {"night": True}}}})
 
     return _schedule(
         "nightly",
@@ -36,7 +40,8 @@ def nightly(settings: Settings) -> dg.ScheduleDefinition:
         settings,
         cron_schedule=settings.nightly_cron,
         job_name="window",
-        description=f"The last {settings.lookback_days} days, today, and the next {settings.lookahead_days}, in one run.",
+        description=f"The last {settings.lookback_days} days, today, and the next {settings.lookahead_days}, in one run; back to "
+        "what is not complete. Accounts for which it is cheap are listed whole.",
         execution_fn=request,
     )
 
