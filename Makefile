@@ -5,7 +5,7 @@ BIN := .venv/bin
 READERS := 1.2.2 1.3.2 1.4.4 2.0.0
 WORKERS ?= 2
 
-.PHONY: help install demo up test torture test-duckdb2 test-browser check format lock clean
+.PHONY: help install demo up test test-nights torture test-duckdb2 test-browser check format lock clean
 help: ## what the targets do
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
@@ -32,10 +32,13 @@ up: install ## Dagster's UI and daemon on data/, until Ctrl-C (ARGS="--port 3001
 	@exec $(BIN)/python -m dagster_project $(ARGS)
 
 test: install $(READERS:%=.venv/duckdb-%/installed) ## run the tests
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "not browser" $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not browser and not slow" $(ARGS)
 
 test-browser: install ## run the tests that need Chromium (Debian: apt-get install chromium)
 	@$(BIN)/python -m pytest -m browser $(ARGS)
+
+test-nights: install ## run real nights: UI, daemon and schedules, each minute a night
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 torture: install ## kill -9 syncs, publishes and refreshes at random instants, 200 times (ARGS="--kills 1000")
 	@PYTHONPATH=tests $(BIN)/python tests/torture.py $(ARGS)

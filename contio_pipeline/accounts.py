@@ -16,11 +16,11 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from contio_pipeline.auth import ACCOUNT_NAME, Tokens, TokenStore
+from contio_pipeline.auth import ACCOUNT_NAME, CONSENT, Tokens, TokenStore
 from contio_pipeline.client import Client
 from contio_pipeline.errors import (
     AccountError,
@@ -37,9 +37,6 @@ from contio_pipeline.settings import Settings
 from contio_pipeline.streams import PROFILE_PATH, SCOPES, STREAMS
 
 log = logging.getLogger(__name__)
-
-CONSENT = timedelta(days=30)
-"""How long a refresh token lives; each refresh gives a new one."""
 
 _TRIAL_SECONDS = 5.0
 """How long a trial's requests are retried: somebody waits."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,9 @@ from contio_pipeline.folders import private_file, private_folder
 
 _REFRESH_AHEAD = 120.0
 """Seconds before the stated expiry from which an access token is no longer used."""
+
+CONSENT = timedelta(days=30)
+"""How long a refresh token lives; each use gives a new one."""
 
 Slot = Callable[[], AbstractContextManager[None]]
 """Waits for a place in a request budget, and holds it."""

@@ -19,14 +19,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from contio_pipeline import __version__
-from contio_pipeline.accounts import CONSENT, missing_scopes, who
-from contio_pipeline.auth import Tokens, TokenStore, how_to_renew
+from contio_pipeline.accounts import missing_scopes, who
+from contio_pipeline.auth import CONSENT, Tokens, TokenStore, how_to_renew
 from contio_pipeline.client import Client, new_budgets, server_name
 from contio_pipeline.errors import (
     AccountError,
@@ -42,6 +42,7 @@ from contio_pipeline.errors import (
 )
 from contio_pipeline.folders import MOUNTS, network_file_system, private_file
 from contio_pipeline.forget import unfinished
+from contio_pipeline.health import CONSENT_ENDS_SOON, COPIES, LEAST_SPACE, Case, checks
 from contio_pipeline.probe import (
     API_VERSION,
     DATE_FILTER,
@@ -64,14 +65,8 @@ from contio_pipeline.workfile import SCHEMA_VERSION, writer
 Level = Literal["ok", "warning", "problem"]
 
 _MB = 2**20
-_LEAST_SPACE = 100 * _MB
 _FEW_FILES = 10_000
-_COPIES = 2
-"""Times the warehouse: publishing copies it, and writes its rows as Parquet beside that."""
-
 _SKEW, _LARGE_SKEW = 60.0, 3600.0
-_CONSENT_ENDS_SOON = timedelta(days=7)
-_LONG_AGO = timedelta(days=2)
 _SHORT_RETRY = 5.0
 _WRITE, _ANYTHING = stat.S_IWGRP | stat.S_IWOTH, stat.S_IRWXG | stat.S_IRWXO  # rights of others
 _PROGRAMS = ("duckdb", "pyarrow", "httpx", "dagster")
@@ -234,7 +229,7 @@ def _clock(ahead: float) -> Finding:
 def _disk(case: _Examination) -> Iterator[Finding]:
     warehouse = _size(case.settings.data_dir / "warehouse.duckdb")
     for name, folder, needed in (
-        ("data folder", case.settings.data_dir, _COPIES * warehouse),
+        ("data folder", case.settings.data_dir, COPIES * warehouse),
         ("state folder", case.settings.state_dir, 0),
     ):
         about = os.statvfs(_nearest(folder))
@@ -245,7 +240,7 @@ def _disk(case: _Examination) -> Iterator[Finding]:
 def _room(name: str, free: int, files: int | None, needed: int) -> Finding:
     """Whether there is enough of it: bytes and, where they are counted, files."""
     found = f"{_bytes(free)} free" + (f", {_bytes(needed)} are needed to publish" if needed else "")
-    if free < _LEAST_SPACE:
+    if free < LEAST_SPACE:
         return Finding(
             "disk", name, "problem", found, "make room: nothing can be written soon; what is committed stays"
         )
@@ -401,6 +396,11 @@ def _scopes(name: str, tokens: Tokens) -> Finding:
 def _consent(name: str, tokens: Tokens, now: datetime) -> Finding:
     """When the account's consent ends unless a sync renews it."""
     subject = f"{name}: consent"
+    if tokens.refused_at:
+        refused = datetime.fromtimestamp(tokens.refused_at, UTC)
+        return Finding(
+            "account", subject, "problem", f"not accepted any more since {refused:%Y-%m-%d}", how_to_renew(name)
+        )
     if not tokens.refreshed_at:
         return Finding("account", subject, "ok", "the refresh token was not used yet")
     ends = datetime.fromtimestamp(tokens.refreshed_at, UTC) + CONSENT
@@ -408,7 +408,7 @@ def _consent(name: str, tokens: Tokens, now: datetime) -> Finding:
         found = f"ended on {ends:%Y-%m-%d}, unless it was renewed by another program"
         return Finding("account", subject, "problem", found, how_to_renew(name))
     found = f"ends on {ends:%Y-%m-%d}, in {(ends - now).days} days, unless it is renewed"
-    if ends - now < _CONSENT_ENDS_SOON:
+    if ends - now < CONSENT_ENDS_SOON:
         return Finding("account", subject, "warning", found, f"contio-pipeline sync --account {name} renews it")
     return Finding("account", subject, "ok", found)
 
@@ -487,11 +487,8 @@ def _published(case: _Examination, generation: Generation) -> Iterator[Finding]:
     for run in _rows(generation, _LAST_RUN):
         done = run["finished_at"] or run["started_at"]
         found = f"{done:%Y-%m-%d %H:%M} UTC, {run['requests']:,} requests"
-        if case.now - done > _LONG_AGO:
-            remedy = "contio-pipeline sync; every night: CONTIO_SCHEDULES=true, and see that make up is running"
-            yield Finding("data", "last sync", "warning", f"{found}: more than {_LONG_AGO.days} days ago", remedy)
-        else:
-            yield Finding("data", "last sync", "ok", found)
+        yield Finding("data", "last sync", "ok", found)
+    yield from _tables(case, generation)
     for listed in _rows(generation, _NOT_COMPLETE):
         account, streams = listed["account"], listed["streams"]
         if account in case.accounts:
@@ -501,6 +498,27 @@ def _published(case: _Examination, generation: Generation) -> Iterator[Finding]:
                 remedy = f"first what is said of the account, then {remedy}"
             yield Finding("not complete", f"{account} {', '.join(streams)}", "problem", listed["reason"], remedy)
 
+
+def _tables(case: _Examination, generation: Generation) -> Iterator[Finding]:
+    """What the checks say of the tables that are published."""
+    about = Case(lambda sql: _rows(generation, sql), case.settings, case.now)
+    for check in checks():
+        if check.name in _SEEN_ELSEWHERE:
+            continue
+        subject, level = f"{check.of} {check.name}", _LEVELS[check.level]
+        found: dict[str, list[str]] = {}
+        for problem in check.look(about):
+            if problem.whose in case.accounts or check.name != "fresh":
+                found.setdefault(problem.what, []).append(problem.whose)
+        for what, whose in found.items():
+            told, _, remedy = what.rpartition(": ")
+            yield Finding("tables", subject, level, f"{', '.join(filter(None, whose))} {told}".strip(), remedy)
+        if not found:
+            yield Finding("tables", subject, "ok", check.doc)
+
+
+_LEVELS: dict[str, Level] = {"blocks": "problem", "fails": "problem", "warns": "warning"}
+_SEEN_ELSEWHERE = {"consents_last", "room_on_disk"}
 
 _LAST_RUN = "SELECT started_at, finished_at, requests FROM ops.runs ORDER BY started_at DESC LIMIT 1"
 _NOT_COMPLETE = """

@@ -112,6 +112,19 @@ class Lister:
         else:
             self._list(report, stream)
 
+    def is_empty_by_mistake(self, account: str, stream: Stream) -> bool:
+        """Whether nothing is stored of a list, and rows that others name can be read by id: then it was answered wrongly.
+
+        A first list has nothing stored that it could be compared with.
+        """
+        if stream.dates != "optional" or self._warehouse.live_rows(stream, account):
+            return False
+        named = self._warehouse.named_elsewhere(stream, account, _SAMPLE)
+        answers = self._client.in_parallel(partial(self._ask, account, stream), named)
+        return any(
+            isinstance(answer, dict) and answer.get("id") == name for name, answer in zip(named, answers, strict=True)
+        )
+
     # One list of the account --------------------------------------------------------------------------------------------
 
     def _list(self, report: StreamReport, stream: Stream) -> None:

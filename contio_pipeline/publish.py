@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import zip_longest
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,6 @@ _ALONE: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
 }
 """A question reads the published tables, no other file of the machine."""
-
-_KEEP = timedelta(days=1)
-"""How long a generation stays after it was replaced: longer than any reader needs it."""
 
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 
@@ -154,13 +151,27 @@ def ask(generation: Generation, sql: str) -> Answer:
     return Answer(names, kinds, rows())
 
 
-def publish(warehouse: Warehouse, now: datetime, *, anew: bool = False) -> tuple[Generation, bool]:
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How long replaced generations stay; the last one always does.
+
+    Attributes:
+        days: after it was replaced: longer than any reader needs it.
+        most: generations in all, however young they are: a disk is not endless.
+    """
+
+    days: float = 1
+    most: int = 300
+
+
+def publish(warehouse: Warehouse, now: datetime, *, anew: bool = False, keep: Keep = Keep()) -> tuple[Generation, bool]:
     """Make what the warehouse holds readable.
 
     Args:
         warehouse: open.
         now: names the generation.
         anew: make a generation also when nothing changed.
+        keep: which of those before stay.
 
     Returns:
         The current generation, and whether it is a new one: nothing changed makes none.
@@ -171,7 +182,7 @@ def publish(warehouse: Warehouse, now: datetime, *, anew: bool = False) -> tuple
     data_dir = warehouse.path.parent
     prints = {table.full_name: _fingerprints(warehouse.connection, table) for table in tables(warehouse.streams)}
     try:
-        return _publish(warehouse, data_dir, prints, now, anew=anew)
+        return _publish(warehouse, data_dir, prints, now, anew=anew, keep=keep)
     except (OSError, duckdb.Error) as error:
         raise StorageError(
             f"publishing to {data_dir} failed ({error}): the current generation stays as it was"
@@ -179,13 +190,13 @@ def publish(warehouse: Warehouse, now: datetime, *, anew: bool = False) -> tuple
 
 
 def _publish(
-    warehouse: Warehouse, data_dir: Path, prints: dict[str, dict[str, str]], now: datetime, *, anew: bool
+    warehouse: Warehouse, data_dir: Path, prints: dict[str, dict[str, str]], now: datetime, *, anew: bool, keep: Keep
 ) -> tuple[Generation, bool]:
     if (data_dir / "current").exists() and not (data_dir / "current").is_symlink():
         raise StorageError(
             f"{data_dir / 'current'} is not the link that publishing makes: move it away and publish again"
         )
-    _clean_up(data_dir, now)
+    _clean_up(data_dir, now, keep)
     before = _current_or_none(data_dir)
     intact = before and _files(before.folder) == before.manifest["files"]
     if before and not intact:
@@ -260,8 +271,8 @@ def _maker() -> str:
     return f"duckdb {duckdb.__version__}, contio-pipeline {__version__}"
 
 
-def _fingerprints(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[str, str]:
-    """Month -> what changes when any row of that month does.
+def _fingerprints(connection: duckdb.DuckDBPyConnection, table: Table, where: str = "") -> dict[str, str]:
+    """Month -> what changes when any row of that month does; of the table, or of a file with its rows.
 
     A row's texts are in its `_hash` already, so where there is one, only it and the system columns are read.
     """
@@ -271,8 +282,9 @@ def _fingerprints(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[s
     if not names:
         return {}
     columns = ", ".join(f'"{name}"' for name in names)
+    rows = f"FROM {where or table.full_name} GROUP BY 1 ORDER BY 1"
     found = connection.execute(
-        f"SELECT {_month(table)} AS month, count(*), sum(hash({columns})::HUGEINT) FROM {table.full_name} GROUP BY 1 ORDER BY 1"
+        f"SELECT {_month(table)} AS month, count(*), sum(hash({columns})::HUGEINT) {rows}"
     ).fetchall()
     return {str(month): f"{count} {total}" for month, count, total in found}
 
@@ -303,6 +315,10 @@ def _write_months(
         copy = f"""COPY (SELECT * FROM {table.full_name} WHERE {_within(table, month)})
             TO '{target}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP}, ROW_GROUP_SIZE_BYTES '16MB')"""
         with_room(connection, partial(connection.execute, copy))
+        if _fingerprints(connection, table, f"read_parquet('{target}', hive_partitioning = false)") != (
+            {month: prints[month]} if month in prints else {}
+        ):
+            raise OSError(f"{part} does not hold what was written to it")
 
 
 def _within(table: Table, month: str) -> str:
@@ -343,9 +359,10 @@ def _flip(data_dir: Path, generation: Path) -> None:
     flush(data_dir)
 
 
-def _clean_up(data_dir: Path, now: datetime) -> None:
-    """Remove what killed publishes left behind, and generations that were replaced more than a day ago.
+def _clean_up(data_dir: Path, now: datetime, keep: Keep) -> None:
+    """Remove what killed publishes left behind, and generations that were replaced long ago.
 
+    The one before the current one stays, however old: a clock that jumps ahead takes nothing from a reader.
     Called under the writer's lock, so nothing here is at work.
     """
     shutil.rmtree(data_dir / "staging", ignore_errors=True)
@@ -353,10 +370,13 @@ def _clean_up(data_dir: Path, now: datetime) -> None:
         link.unlink()
     live = _current_or_none(data_dir)
     folders = generations(data_dir)
-    for folder, successor in zip_longest(folders, folders[1:]):
-        never_current = live is None or folder.name > live.name
-        replaced = live is not None and folder.name < live.name and successor is not None
-        if never_current or (replaced and successor and _made_at(successor.name) < now - _KEEP):
+    for folder in folders:
+        if live is None or folder.name > live.name:  # it never became current
+            shutil.rmtree(folder)
+    replaced = [folder for folder in folders if live and folder.name < live.name]
+    surplus = max(0, len(replaced) + 2 - keep.most)  # besides the current one and the next
+    for number, (folder, successor) in enumerate(pairwise(replaced)):
+        if number < surplus or _made_at(successor.name) < now - timedelta(days=keep.days):
             shutil.rmtree(folder)
 
 

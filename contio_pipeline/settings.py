@@ -130,8 +130,15 @@ class Settings(BaseSettings):
     lookback_days: int = Field(7, ge=0, le=366)
     lookahead_days: int = Field(30, ge=0, le=366)
     heal_days: int = Field(30, ge=1, le=366)
+    fresh_hours: float = Field(36, gt=0, le=8784)
     nightly_full_requests: int = Field(200, ge=0)
     first_day: date = date(2024, 1, 1)
+    alert_url: SecretStr | None = None
+    digest: bool = True
+    keep_generation_days: float = Field(1, ge=1, le=366)
+    keep_generations: int = Field(300, ge=2)
+    log_format: Literal["text", "json"] = "text"
+    keep_runs_days: int = Field(180, ge=1, le=3660)
     owner: str = "team:data"
 
     @classmethod
@@ -180,6 +187,18 @@ class Settings(BaseSettings):
                 ssl.create_default_context(cafile=value)
         except (ssl.SSLError, OSError):
             raise ValueError(f"must be a file of PEM certificates; {value} holds none") from None
+        return value
+
+    @field_validator("alert_url")
+    @classmethod
+    def _like_url(cls, value: SecretStr | None) -> SecretStr | None:
+        parts = urlsplit(value.get_secret_value()) if value else None
+        if (
+            value
+            and parts
+            and not (parts.hostname and (parts.scheme == "https" or is_loopback(value.get_secret_value())))
+        ):
+            raise ValueError("must be the https address of a webhook")
         return value
 
     @field_validator("timezone")

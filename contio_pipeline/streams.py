@@ -104,6 +104,7 @@ class Stream:
         version_field: the timestamp column that grows when a row changes; None where the API has none.
         parent: the stream whose rows each have such a list.
         open_field: the boolean column that is false while a row is not done, and by which the list can be filtered.
+        names: (text column, stream) pairs: the column holds ids of the other stream's rows.
         alias_field: the field in which a row names the row that it was merged into.
         deleted_field: the timestamp column that is set when a row that can still be read by id is deleted.
         content_path: of a row's bytes.
@@ -123,6 +124,7 @@ class Stream:
     version_field: str | None = None
     parent: str | None = None
     open_field: str | None = None
+    names: tuple[tuple[str, str], ...] = ()
     alias_field: str | None = None
     deleted_field: str | None = None
     content_path: str | None = None
@@ -145,6 +147,7 @@ class Stream:
             "version_field is a timestamp column": is_kind(self.version_field, "timestamp"),
             "open_field is a boolean column": is_kind(self.open_field, "boolean"),
             "deleted_field is a timestamp column": is_kind(self.deleted_field, "timestamp"),
+            "names are text columns": all(is_kind(column, "text") for column, _stream in self.names),
             "alias_field is a text column": is_kind(self.alias_field, "text"),
             "status_field is a text column": is_kind(self.status_field, "text"),
             "format_field is a text column": is_kind(self.format_field, "text"),
@@ -237,6 +240,7 @@ STREAMS: tuple[Stream, ...] = (
         dates="optional",
         version_field="updated_at",
         open_field="is_completed",
+        names=(("meeting_id", "meetings"),),
         columns=_columns(
             id=("text", "The action item's id."),
             meeting_id=("text", "The meeting that it came from."),
@@ -264,6 +268,7 @@ STREAMS: tuple[Stream, ...] = (
         doc="An event of the account's connected calendar, within the configured calendar range.",
         date_field="start_time",
         dates="required",
+        names=(("meeting_id", "meetings"),),
         columns=_columns(
             id=("text", "The event's id."),
             title=("text", "Title."),

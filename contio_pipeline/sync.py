@@ -33,9 +33,10 @@ from contio_pipeline.errors import (
 )
 from contio_pipeline.folders import MOUNTS, network_file_system
 from contio_pipeline.forget import unfinished
+from contio_pipeline.health import Case, Check, Problem, checks, integrity
 from contio_pipeline.listings import Lister
 from contio_pipeline.night import Plan, plan_night, usual_window
-from contio_pipeline.publish import Generation, ask, current, publish
+from contio_pipeline.publish import Generation, Keep, ask, current, publish
 from contio_pipeline.rows import decode
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import (
@@ -115,14 +116,28 @@ def parts(declared: tuple[Stream, ...] = STREAMS) -> tuple[str, ...]:
     return (*(stream.name for stream in declared), DOCUMENT_CONTENTS.name)
 
 
+def published_case(settings: Settings) -> Case:
+    """The current generation, to look at.
+
+    Raises:
+        NothingPublished: there is none.
+    """
+    generation = current(settings.data_dir)
+
+    def query(sql: str) -> list[dict[str, Any]]:
+        answer = ask(generation, sql)
+        return [dict(zip(answer.names, row, strict=True)) for row in answer.rows]
+
+    return Case(query, settings, datetime.now(UTC))
+
+
 def published_windows(settings: Settings) -> list[dict[str, Any]]:
     """What the current generation knows of listings: rows of `ops.windows`; none where nothing is published."""
     try:
-        answer = ask(current(settings.data_dir), f"SELECT * FROM {WINDOWS.full_name}")
+        return published_case(settings).query(f"SELECT * FROM {WINDOWS.full_name}")
     except StorageError as error:
         log.warning("what was listed so far cannot be told: %s", error)
         return []
-    return [dict(zip(answer.names, row, strict=True)) for row in answer.rows]
 
 
 class Run:
@@ -201,11 +216,30 @@ class Run:
         self._work.warehouse.explain_lost_access(self.accounts, self.report.started_at)
         self._put_run(finished_at=datetime.now(UTC))
 
+    def done(self) -> dict[str, Any]:
+        """What all parts of this run did: its row of `ops.runs`."""
+        return self._work.warehouse.run(self.report.run_id) or {}
+
+    def check(self, of: str) -> list[tuple[Check, list[Problem]]]:
+        """What there is to say of a table, or of what is published: each check, and what is wrong."""
+        case = self._case()
+        return [(check, list(check.look(case))) for check in checks(self._work.warehouse.streams) if check.of == of]
+
+    def _case(self) -> Case:
+        return Case(self._work.warehouse.query, self.settings, datetime.now(UTC), self._work.warehouse.streams)
+
     def publish(self) -> tuple[Generation, bool]:
-        """Make it readable; returns the current generation, and whether it is a new one."""
+        """Make it readable; returns the current generation, and whether it is a new one.
+
+        Raises:
+            StorageError: it contradicts itself, or could not be written; what is published stays.
+        """
         self._work.listener.publishing()
+        if broken := integrity(self._case()):
+            raise StorageError("; ".join(broken))
         report = self.report
-        generation, new = publish(self._work.warehouse, datetime.now(UTC))
+        keep = Keep(self.settings.keep_generation_days, self.settings.keep_generations)
+        generation, new = publish(self._work.warehouse, datetime.now(UTC), keep=keep)
         report.generation, report.new_generation = generation, new
         report.requests = self._work.client.traffic.requests
         report.seconds = time.monotonic() - self._begun
@@ -262,6 +296,20 @@ class Run:
             if stream.content_path and DOCUMENT_CONTENTS.name in names:
                 contents = partial(self._fetcher.fetch, stream=stream)
                 broken = self._attempt(account, DOCUMENT_CONTENTS.name, contents, Plan(), broken)
+        if not broken:
+            self._doubt_what_is_empty(account)
+
+    def _doubt_what_is_empty(self, account: str) -> None:
+        """Say of a list that was empty twice, although rows of it can be read by id, that it is not complete."""
+        for stream in self._work.warehouse.streams:
+            listed = self._work.warehouse.windows_of_stream(account, stream)
+            whole = any(row["complete"] and row["window_start"] is None for row in listed)
+            if whole and self._lister.is_empty_by_mistake(account, stream):
+                told = [part for part in self.report.streams if (part.account, part.stream) == (account, stream.name)]
+                report = told[0] if told else StreamReport(account, stream.name)
+                report.incomplete("the list was empty, but rows of it that others name can be read by id: sync again")
+                self._put_window(report)
+                self.report.streams += [] if told else [report]
 
     def _attempt(
         self,
@@ -289,12 +337,15 @@ class Run:
         report.throttled = traffic.throttled - before.throttled
         report.bytes = traffic.bytes - before.bytes
         report.seconds = time.monotonic() - begun
-        self._work.warehouse.put_window(
-            account, stream, plan.window, report.listing, self._work.run_id, datetime.now(UTC)
-        )
+        self._put_window(report)
         self._work.report.streams.append(report)
         self._work.listener.finished(report)
         return broken
+
+    def _put_window(self, report: StreamReport) -> None:
+        self._work.warehouse.put_window(
+            report.account, report.stream, report.plan.window, report.listing, self._work.run_id, datetime.now(UTC)
+        )
 
     def _plan(self, account: str, stream: Stream) -> Plan:
         """What is listed of one stream of one account."""

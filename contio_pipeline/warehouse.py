@@ -440,6 +440,16 @@ class Warehouse(WorkFile):
         [(count,)] = self.connection.execute(sql, [account]).fetchall()
         return int(count)
 
+    def named_elsewhere(self, stream: Stream, account: str, most: int) -> list[str]:
+        """Some ids of the stream's rows that live rows of the account's other streams name."""
+        found: set[str] = set()
+        for other in self.streams:
+            for column in (column for column, named in other.names if named == stream.name):
+                sql = f"""SELECT DISTINCT {quoted(column)} FROM {other.table.full_name}
+                    WHERE _account = ? AND _deleted_at IS NULL AND {quoted(column)} <> '' LIMIT {most}"""
+                found.update(str(row[0]) for row in self.connection.execute(sql, [account]).fetchall())
+        return sorted(found)[:most]
+
     def open_ids(self, stream: Stream, account: str, field: str) -> list[str]:
         """Ids of live rows that are not done."""
         sql = f"""SELECT id FROM {stream.table.full_name}

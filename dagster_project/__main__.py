@@ -1,6 +1,7 @@
 """`python -m dagster_project`: Dagster's UI and daemon on the data folder, until Ctrl-C or SIGTERM.
 
-What lives here: the environment that the two need, and that one never outlives the other.
+What lives here: the environment that the two need, and that one never outlives the other; `--only` runs one of them, as a
+service.
 """
 
 from __future__ import annotations
@@ -35,33 +36,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dagster_project", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address of the UI; it has no login (default: %(default)s)")
     parser.add_argument("--port", default=3000, type=int, help="port of the UI (default: %(default)s)")
+    parser.add_argument("--only", choices=["webserver", "daemon"], help="run one of the two, as a service of its own")
     arguments = parser.parse_args()
     os.umask(0o077)  # runs inherit it: what they write is nobody else's, but for what is published
+    names = [arguments.only] if arguments.only else ["webserver", "daemon"]
     try:
-        folder = dagster_home(load_settings().data_dir)
-        lock = _only_one(folder)
-        _check_address(arguments.host, arguments.port)
+        settings = load_settings()
+        folder = dagster_home(settings.data_dir)
+        locks = [_only_one(folder, name) for name in names]
+        if "webserver" in names:
+            _check_address(arguments.host, arguments.port)
     except ConfigError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
-    print(
-        f"Dagster keeps its runs in {folder}. The UI: http://{arguments.host}:{arguments.port} (Ctrl-C ends it)",
-        flush=True,
-    )
+    at = f" The UI: http://{arguments.host}:{arguments.port}" if "webserver" in names else ""
+    print(f"Dagster keeps its runs in {folder}.{at} (Ctrl-C ends it)", flush=True)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts us in the background has the first ignored
         signal.signal(number, lambda *_: stop.set())
     # Code servers come and go, and say so as a warning.
     workspace = ["--workspace", str(ROOT / "workspace.yaml"), "--code-server-log-level", "error"]
+    logs = ["--log-format", "json" if settings.log_format == "json" else "colored"]
     commands = {
-        "UI": ["dagster-webserver", "--host", arguments.host, "--port", str(arguments.port), *workspace],
-        "daemon": ["dagster-daemon", "run", *workspace],
+        "webserver": ["dagster-webserver", "--host", arguments.host, "--port", str(arguments.port), *workspace, *logs],
+        "daemon": ["dagster-daemon", "run", *workspace, *logs],
     }
-    if not (folder / "history").exists():  # two programs that make the same new tables at once stumble over each other
-        subprocess.run([sys.executable, "-c", _MAKE_TABLES], check=True, start_new_session=True)  # Ctrl-C comes after
+    _make_tables(folder)
     running = {
-        name: subprocess.Popen([Path(sys.executable).with_name(program), *options], start_new_session=True)
-        for name, (program, *options) in commands.items()
+        name: subprocess.Popen(
+            [Path(sys.executable).with_name(commands[name][0]), *commands[name][1:]], start_new_session=True
+        )
+        for name in names
     }
     while not stop.wait(_LOOK_SECONDS) and all(process.poll() is None for process in running.values()):
         pass
@@ -69,24 +74,37 @@ def main() -> int:
     _end(list(running.values()))
     for name in ended:
         print(f"Error: the {name} ended by itself (exit code {running[name].returncode}); see above", file=sys.stderr)
-    lock.close()
+    for lock in locks:
+        lock.close()
     print("Stopped.", flush=True)
     return 1 if ended else 0
 
 
-def _only_one(folder: Path) -> IO[str]:
-    """Hold the lock of Dagster's folder: two daemons would run each schedule twice.
+def _make_tables(folder: Path) -> None:
+    """Make Dagster's databases first: two programs that make the same new tables at once stumble over each other."""
+    with (folder / ".tables.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".tables-made").exists():
+            subprocess.run(
+                [sys.executable, "-c", _MAKE_TABLES], check=True, start_new_session=True
+            )  # Ctrl-C comes after
+            (folder / ".tables-made").touch()
+
+
+def _only_one(folder: Path, name: str) -> IO[str]:
+    """Hold the program's lock in Dagster's folder: two daemons would run each schedule twice.
 
     Raises:
         ConfigError: another process holds it.
     """
-    lock = (folder / ".up.lock").open("a+")
+    lock = (folder / f".{name}.lock").open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
         raise ConfigError(
-            f"Dagster already runs on {folder} (process {lock.read().strip() or 'unknown'}): use that one, or stop it first"
+            f"Dagster's {name} already runs on {folder} (process {lock.read().strip() or 'unknown'}): use that one, or stop it "
+            "first"
         ) from None
     lock.truncate(0)
     lock.write(str(os.getpid()))

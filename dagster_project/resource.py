@@ -9,15 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from contio_pipeline import streams
+from contio_pipeline.alerts import Alerts
 from contio_pipeline.errors import ConfigError, ContioError, WarehouseBusy
+from contio_pipeline.health import PUBLISHED, Check, Problem, checks
 from contio_pipeline.settings import load_settings
 from contio_pipeline.streams import Table
 from contio_pipeline.sync import Run
@@ -26,9 +28,6 @@ from contio_pipeline.work import StreamReport
 from contio_pipeline.workfile import SQL_TYPES
 
 Context = dg.OpExecutionContext | dg.AssetExecutionContext
-
-COMPLETE = "complete"
-"""The check of every table: does it hold what the API holds, for every account that was asked for?"""
 
 _BUSY_SECONDS, _BUSY_TRIES = 30, 120
 _PREVIEW_ROWS, _PREVIEW_WIDTH = 5, 60
@@ -55,6 +54,17 @@ class Outcome:
     checks: list[dg.AssetCheckResult] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
+    def fail_if_broken(self) -> None:
+        """Fail the step where a table contradicts itself: nothing may be published then.
+
+        Raises:
+            dagster.Failure: a check that blocks did not pass.
+        """
+        blocking = {check.name for check in checks() if check.level == "blocks"}
+        told = [check.description or "" for check in self.checks if check.check_name in blocking and not check.passed]
+        if told:
+            raise dg.Failure("; ".join(told), allow_retries=False)
+
     def fail_if_incomplete(self) -> None:
         """Fail the run, after all that is good was done.
 
@@ -62,7 +72,8 @@ class Outcome:
             dagster.Failure: there are problems.
         """
         if self.problems:
-            raise dg.Failure("Published, but not complete. " + "; ".join(self.problems), allow_retries=False)
+            told = "Published, but not complete. " + "; ".join(self.problems)
+            raise dg.Failure(told, metadata={TOLD_BY_CHECKS: True}, allow_retries=False)
 
 
 class Contio(dg.ConfigurableResource[Any]):
@@ -72,6 +83,9 @@ class Contio(dg.ConfigurableResource[Any]):
     night: bool = Field(
         default=False,
         description="Of each account list what it needs to be complete, or everything where that is cheap, whatever the days.",
+    )
+    digest: bool = Field(
+        default=False, description="When it is published, post what was done to CONTIO_ALERT_URL, if that is set."
     )
     verify_documents: bool = Field(
         default=False, description="Download all contents of documents again, compare, and repair."
@@ -88,6 +102,7 @@ class Contio(dg.ConfigurableResource[Any]):
         """
         with self._run(context, window) as run:
             run.refresh(table.name)
+            looked_at = run.check(table.name)
             rows, newest = run.look(table, _PREVIEW_ROWS)
             days = run.rows_by_day(table, window) if window.start else {}
             parts, folder = run.report.streams, run.settings.data_dir / "current"
@@ -108,20 +123,19 @@ class Contio(dg.ConfigurableResource[Any]):
         }
         if warnings := [f"{part.account}: {warning}" for part in parts for warning in part.warnings]:
             details["warnings"] = dg.MetadataValue.md("\n".join(f"- {warning}" for warning in warnings))
-        check = dg.AssetCheckResult(
-            asset_key=table.name,
-            check_name=COMPLETE,
-            passed=not broken,
-            metadata={"accounts": len(parts), "not_complete": len(broken)},
-            description="\n".join(f"{account}: {reason}" for account, reason in broken.items()) or None,
-        )
-        return Outcome(table.name, facts, details, days, [check])
+        results = [result_of(check, found) for check, found in looked_at]
+        complete = [Problem(reason or "not complete", account) for account, reason in broken.items()]
+        results.append(result_of(complete_check(table.name), complete, accounts=len(parts), not_complete=len(broken)))
+        return Outcome(table.name, facts, details, days, results)
 
     def publish(self, context: Context) -> Outcome:
         """Make what the run brought readable; what it could not make equal to the API is the outcome's failure."""
         with self._run(context, Window()) as run:
             incomplete = run.incomplete()
             generation, new = run.publish()
+            results = [result_of(check, found) for check, found in run.check(PUBLISHED)]
+            if self.digest and run.settings.digest:
+                Alerts(run.settings).tell(_digest(run, incomplete, generation.manifest["rows"]))
         files = [path for path in generation.folder.rglob("*") if path.is_file()]
         rows = generation.manifest["rows"]
         facts: dict[str, Any] = {
@@ -138,7 +152,8 @@ class Contio(dg.ConfigurableResource[Any]):
         problems: dict[str, list[str]] = {}
         for row in incomplete:
             problems.setdefault(f"{row['account']}: {row['reason'] or 'not complete'}", []).append(row["stream"])
-        return Outcome(PUBLISHED, facts, problems=[f"{what} ({', '.join(whose)})" for what, whose in problems.items()])
+        told = [f"{what} ({', '.join(whose)})" for what, whose in problems.items()]
+        return Outcome(PUBLISHED, facts, checks=results, problems=told)
 
     @contextmanager
     def _run(self, context: Context, window: Window) -> Iterator[Run]:
@@ -160,9 +175,6 @@ class Contio(dg.ConfigurableResource[Any]):
             raise dg.RetryRequested(max_retries=_BUSY_TRIES, seconds_to_wait=_BUSY_SECONDS) from None
         except ContioError as error:
             raise dg.Failure(str(error), allow_retries=not isinstance(error, ConfigError)) from None
-
-
-PUBLISHED = "published"
 
 
 class _Log:
@@ -197,6 +209,71 @@ class _Log:
 
     def publishing(self) -> None:
         self._log.info("publishing")
+
+
+def checks_of(of: str, declared: tuple[streams.Stream, ...]) -> list[Check]:
+    """All checks of a table, or of what is published."""
+    complete = [] if of == PUBLISHED else [complete_check(of)]
+    return [*complete, *(check for check in checks(declared) if check.of == of)]
+
+
+def complete_check(of: str) -> Check:
+    """Does the table hold what the API holds? Only the run that listed it knows."""
+    doc = "The table holds what the API holds, for every account that was asked for."
+    return Check("complete", of, doc, "fails", lambda _case: ())
+
+
+def result_of(check: Check, found: Sequence[Problem], **facts: int) -> dg.AssetCheckResult:
+    """What a check found, as Dagster keeps it; each problem by itself, for alerts."""
+    return dg.AssetCheckResult(
+        asset_key=check.of,
+        check_name=check.name,
+        passed=not found,
+        severity=dg.AssetCheckSeverity.WARN if check.level == "warns" else dg.AssetCheckSeverity.ERROR,
+        metadata={**facts, PROBLEMS: [asdict(problem) for problem in found]},
+        description="\n".join(map(str, found)) or None,
+    )
+
+
+def evaluation_of(result: dg.AssetCheckResult) -> dg.AssetCheckEvaluation:
+    """The same, for whoever is no asset."""
+    return dg.AssetCheckEvaluation(
+        check_name=result.check_name or "",
+        asset_key=result.asset_key or dg.AssetKey([]),
+        passed=result.passed,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
+    )
+
+
+PROBLEMS = "problems"
+"""The metadata in which a check tells each problem."""
+
+TOLD_BY_CHECKS = "told_by_checks"
+"""The metadata of a failure of which the checks say more."""
+
+
+def _digest(run: Run, incomplete: Sequence[dict[str, Any]], rows: dict[str, int]) -> str:
+    """What a night did, in a few lines."""
+    done, broken = run.done(), {row["account"] for row in incomplete}
+    total = sum(count for name, count in rows.items() if name.startswith("raw."))
+    whole = len(set(run.accounts) - broken)
+    minutes = (datetime.now(UTC) - done["started_at"]).total_seconds() / 60
+    mark = ":warning:" if broken else ":white_check_mark:"
+    told = (
+        f"{mark} contio-pipeline: {whole} of {len(run.accounts)} accounts are "
+        f"complete. {done['inserted']:,} rows new, {done['updated']:,} changed, {done['deleted']:,} gone; "
+        f"{done['requests']:,} requests in {minutes:.0f} minutes. Published: {total:,} rows."
+    )
+    problems = Alerts(run.settings).open_problems()
+    lines = [told, *(f"• still open: {problem}" for problem in problems[:_MOST_TOLD])]
+    if len(problems) > _MOST_TOLD:
+        lines.append(f"• and {len(problems) - _MOST_TOLD} more")
+    return "\n".join(lines)
+
+
+_MOST_TOLD = 10
 
 
 def column_schema(table: Table) -> dg.TableSchema:

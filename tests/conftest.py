@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +153,46 @@ def wind_back(place: Place, days: int, account: str = "%") -> None:
         publish(warehouse, datetime.now(UTC), anew=True)
 
 
+class Receiver:
+    """Somebody to tell: a webhook that keeps what it gets, and answers as it is told to."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.bodies: list[bytes] = []
+        self.statuses: list[int] = []
+        """Of the next answers; 200 when there are none left."""
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = receiver.statuses.pop(0) if receiver.statuses else 200
+                if status == 200:
+                    receiver.texts.append(json.loads(body)["text"])
+                receiver.bodies.append(body)
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook/s3cr3t"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    running = Receiver()
+    yield running
+    running.stop()
+
+
 # Dagster -------------------------------------------------------------------------------------------------------------
 
 
@@ -203,34 +247,41 @@ class Up:
         raise AssertionError(self.runs())
 
 
-@pytest.fixture
-def up(place: Place, tmp_path: Path) -> Iterator[Up]:
-    """UI and daemon, as `make up` starts them."""
+@contextmanager
+def running(place: Place, folder: Path, **settings: str) -> Iterator[Up]:
+    """UI and daemon on a place, as `make up` starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = (tmp_path / "up.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dagster_project", "--port", str(port)],
-        env=place.environment,
-        cwd=tmp_path,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    running = Up(place, port, process)
+    log = folder / "up.log"
+    with log.open("a") as told:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dagster_project", "--port", str(port)],
+            env=place.environment | settings,
+            cwd=folder,
+            stdout=told,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    up = Up(place, port, process)
     try:
         until = time.monotonic() + 120
         while True:
             try:
-                if running.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"):
+                if up.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"):
                     break
             except httpx.TransportError:
-                assert process.poll() is None, (tmp_path / "up.log").read_text()
+                assert process.poll() is None, log.read_text()
                 assert time.monotonic() < until
                 time.sleep(0.2)
-        yield running
+        yield up
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-        log.close()
+
+
+@pytest.fixture
+def up(place: Place, tmp_path: Path) -> Iterator[Up]:
+    """UI and daemon on the usual place."""
+    with running(place, tmp_path) as running_up:
+        yield running_up

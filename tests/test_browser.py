@@ -82,6 +82,18 @@ def test_the_graph_the_plots_and_the_check_of_an_asset(up: Up, page: Page, tmp_p
 
     page.goto(f"{up.url}/assets/meetings?view=partitions")
     expect(page.get_by_text("Materialized (16)")).to_be_visible()
+    page.wait_for_timeout(500)
+    picture(page, "partitions", tmp_path)
     page.goto(f"{up.url}/assets/meetings?view=checks")
-    expect(page.get_by_text("Succeeded")).to_be_visible()
+    for name in ("complete", "fresh", "keys_unique", "references_hold"):
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
+
+    up.place.sandbox.revoke("bo")
+    up.place.sandbox.expire_access_tokens()
+    up.launch("full_sync", {})
+    up.wait(4, "SUCCESS", "FAILURE")
+    page.goto(f"{up.url}/assets/meetings?view=checks&checkDetail=complete")
+    expect(page.get_by_text("Failed", exact=True).first).to_be_visible()
+    expect(page.get_by_text("the refresh token of account 'bo' is no longer accepted").first).to_be_visible()
+    page.wait_for_timeout(500)
     picture(page, "check", tmp_path)

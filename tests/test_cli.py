@@ -171,6 +171,22 @@ def test_what_is_not_complete_is_said_with_account_stream_and_remedy(place: Plac
     )
 
 
+def test_what_is_said_is_json_on_request(place: Place) -> None:
+    place.sandbox.revoke("bo")
+    env = place.environment | {"CONTIO_LOG_FORMAT": "json"}
+    done = call("--verbose", "sync", "--stream", "meetings", env=env)
+    said = [json.loads(line) for line in done.stderr.splitlines()]
+    assert all({"time", "level", "message"} <= line.keys() for line in said)
+    assert {"account": "ana", "stream": "meetings", "complete": True}.items() <= said[0].items()
+    [broken] = [line for line in said if line["level"] == "ERROR"]
+    assert (broken["account"], broken["streams"]) == ("bo", ["meetings"])
+    wrong = call("sync", env=env | {"CONTIO_RATE_LIMIT": "none"})
+    assert wrong.returncode == 2
+    assert "CONTIO_RATE_LIMIT" in wrong.stderr  # as text, for nobody knows what was wanted
+    away = call("sync", "--account", "nobody", env=env)
+    assert json.loads(away.stderr)["message"].startswith("Error: there is no account 'nobody'")
+
+
 def test_a_folder_that_git_made_becomes_the_owners_alone_and_one_that_was_let_open_stays_so(place: Place) -> None:
     data = place.settings.data_dir
     data.mkdir(mode=0o755)

@@ -17,22 +17,30 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import dagster as dg
 import pytest
 import truth
 import yaml
-from conftest import Place, Up, wind_back
+from conftest import Place, Receiver, Up, wind_back
 
 from contio_pipeline import streams
+from contio_pipeline.alerts import Alerts
+from contio_pipeline.auth import Tokens, TokenStore
 from contio_pipeline.errors import ConfigError
+from contio_pipeline.health import checks
+from contio_pipeline.publish import current
+from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.settings import load_settings
 from contio_pipeline.streams import STREAMS
 from contio_pipeline.sync import parts
 from contio_pipeline.warehouse import Warehouse
 from dagster_project import resource
 from dagster_project.definitions import defs
+from dagster_project.defs import sensors as sensors_module
 from dagster_project.defs.schedules import nightly, weekly
+from dagster_project.defs.sensors import check_failures, delete_old_runs, run_failures, watch
 from dagster_project.home import dagster_home
 from dagster_project.partitions import days
 
@@ -187,8 +195,11 @@ def test_a_full_sync_makes_everything_equal_and_tells_each_asset_once(project: P
         if event.is_step_materialization and event.asset_key
     )
     assert told == dict.fromkeys((*TABLES, "published"), 1)
-    assert len(result.get_asset_check_evaluations()) == len(TABLES)
-    assert all(check.passed for check in result.get_asset_check_evaluations())
+    evaluations = result.get_asset_check_evaluations()
+    assert len(evaluations) == len(TABLES) + len(checks())
+    assert {check.check_name for check in evaluations if not check.passed} == {
+        "no_new_fields"
+    }  # the sandbox sends some
     for stream in STREAMS:
         assert not project.instance.get_materialized_partitions(dg.AssetKey(stream.name))
     [(runs, parts_complete, requests)] = project.place.query(
@@ -302,10 +313,14 @@ def test_a_broken_account_fails_the_run_after_the_good_ones_are_published(
     assert len(project.place.asked("/oauth2/token")) == 1  # nobody asks again for the broken one
     assert project.place.query("SELECT DISTINCT _account FROM raw.meetings ORDER BY 1") == [("ana",), ("cem",)]
     assert project.latest("published")["not_complete"] == len(TABLES) + 1  # the profile
-    checks = {check.asset_key.to_user_string(): check for check in result.get_asset_check_evaluations()}
-    assert checks.keys() == set(TABLES)
-    assert not any(check.passed for check in checks.values())
-    assert "bo: the refresh token" in str(checks["meetings"].description)
+    complete = {
+        check.asset_key.to_user_string(): check
+        for check in result.get_asset_check_evaluations()
+        if check.check_name == "complete"
+    }
+    assert complete.keys() == set(TABLES)
+    assert not any(check.passed for check in complete.values())
+    assert "bo: the refresh token" in str(complete["meetings"].description)
     assert project.place.look_for_secrets(Path(project.instance.root_directory).parent) > 20
     events = project.instance.all_logs(result.run_id)
     assert not [secret for secret in project.place.secrets if secret in repr(events)]
@@ -317,7 +332,7 @@ def test_what_an_unpublished_run_left_incomplete_fails_the_run_that_publishes_it
     alone = window.get_subset(asset_selection={dg.AssetKey("meetings")})
     result = alone.execute_in_process(instance=project.instance, tags=DAYS, run_config=QUIET, raise_on_error=False)
     assert result.success  # its check says it; nothing is published yet
-    assert not result.get_asset_check_evaluations()[0].passed
+    assert not next(check for check in result.get_asset_check_evaluations() if check.check_name == "complete").passed
     result = project.run("documents", resources={"accounts": ["ana", "cem"]})
     assert "bo: the refresh token" in why(result)["published"]
 
@@ -362,6 +377,186 @@ def test_a_full_disk_or_a_bad_setting_says_what_to_do(project: Project, monkeypa
     monkeypatch.setenv("CONTIO_CLIENT_SECRET", "x")
     monkeypatch.setenv("CONTIO_DATA_DIR", "/proc/nowhere")
     assert "set CONTIO_DATA_DIR" in why(project.run("documents"))["document_contents"]
+
+
+# Checks and alerts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("job", "tags"), [("full_sync", {}), ("window", DAYS)])
+def test_a_table_that_contradicts_itself_stops_the_run_before_anything_is_published(
+    project: Project, job: str, tags: dict[str, str]
+) -> None:
+    place = project.place
+    place.sync()
+    before = current(place.settings.data_dir).name
+    with Warehouse(place.settings.data_dir, origin=None) as warehouse, warehouse.transaction() as connection:
+        connection.execute("INSERT INTO raw.action_items SELECT * FROM raw.action_items ORDER BY id LIMIT 1")
+    result = project.run(job, tags)
+    assert not result.success
+    assert current(place.settings.data_dir).name == before
+    [check] = [
+        check
+        for check in result.get_asset_check_evaluations()
+        if not check.passed and check.check_name == "keys_unique"
+    ]
+    assert check.asset_key == dg.AssetKey("action_items")
+    assert "1 ids stand more than once" in str(check.description)
+    done = {str(event.step_key) for event in result.all_events if event.is_step_success}
+    assert not done & {"published", "full_publish"}
+
+
+class Telling:
+    """The sensors that tell, with a cursor each, as the daemon keeps it."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._since = str(datetime.now(UTC).isoformat())
+        self._watched: str | None = None
+        self._told: set[str] = set()
+
+    def __call__(self) -> None:
+        """What the daemon does now and then."""
+        instance = self._project.instance
+        failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
+        for record in reversed(instance.get_run_records(failed)):
+            run = record.dagster_run
+            if run.run_id not in self._told:
+                self._told.add(run.run_id)
+                [ended] = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
+                event = ended.event_log_entry.get_dagster_event()
+                context = dg.build_run_status_sensor_context(
+                    "run_failures", dagster_event=event, dagster_instance=instance, dagster_run=run
+                )
+                run_failures(dg.DefaultSensorStatus.RUNNING)(context.for_run_failure())
+        context = dg.build_sensor_context(instance=instance, cursor=self._since)
+        self._since = check_failures(dg.DefaultSensorStatus.RUNNING).evaluate_tick(context).cursor or self._since
+
+    def watch(self) -> list[dg.AssetCheckEvaluation]:
+        context = dg.build_sensor_context(instance=self._project.instance, cursor=self._watched)
+        tick = watch(dg.DefaultSensorStatus.RUNNING).evaluate_tick(context)
+        self._watched = tick.cursor
+        return [event for event in tick.asset_events if isinstance(event, dg.AssetCheckEvaluation)]
+
+
+@pytest.fixture
+def telling(project: Project, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Telling:
+    monkeypatch.setenv("CONTIO_ALERT_URL", receiver.url)
+    return Telling(project)
+
+
+NIGHT = {"night": True, "digest": True}
+
+
+def alarms(receiver: Receiver) -> list[str]:
+    """What was told of trouble; the digests and the sandbox's new fields left out."""
+    return [
+        text
+        for text in receiver.texts
+        if text.startswith(":warning: contio-pipeline\n") and "kept in _extra" not in text
+    ]
+
+
+def test_revoked_consent_and_a_refused_mass_deletion_raise_one_alert_each_and_the_others_are_fresh(
+    project: Project, receiver: Receiver, telling: Telling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, world = project.place, project.place.world
+    monkeypatch.setenv("CONTIO_LOSS_COUNT", "2")
+    place.sync()
+    place.sandbox.revoke("bo")
+    for row in world.items("cem", "meetings"):
+        world.hide("cem", meeting_ids=[row["id"]])
+    world.update("meetings", 5)
+    for _night in range(3):
+        assert not project.run("window", DAYS, NIGHT).success
+        telling()
+    told = sorted(alarms(receiver), key=len)
+    assert len(told) == 2, told
+    assert "bo: the refresh token of account 'bo' is no longer accepted" in "".join(told)
+    assert "cem: the listing lacks" in "".join(told)
+    truth.check(world, place.settings, ["ana"])
+    assert len([text for text in receiver.texts if "1 of 3 accounts are complete" in text]) == 3
+    assert not [secret for secret in place.secrets for body in receiver.bodies if secret.encode() in body]
+
+    for row in world.items("ana", "meetings"):
+        world.unhide("cem", meeting_ids=[row["id"]])
+    TokenStore(place.settings.state_dir).write("bo", Tokens(place.sandbox.login("bo")))
+    assert project.run("window", DAYS, NIGHT).success
+    telling()
+    assert len(alarms(receiver)) == 2
+    assert "3 of 3 accounts are complete" in receiver.texts[-1]
+    place.sandbox.revoke("bo")
+    place.sandbox.expire_access_tokens()
+    project.run("window", DAYS, NIGHT)
+    telling()
+    assert len(alarms(receiver)) == 3  # it was over, and came back
+
+
+def test_three_failed_nights_raise_one_alert(project: Project, receiver: Receiver, telling: Telling) -> None:
+    place = project.place
+    place.sync()
+    place.sandbox.faults = [Fault(status=503, times=10_000)]
+    for _night in range(3):
+        assert not project.run("window", DAYS, NIGHT).success
+        telling()
+    [told] = alarms(receiver)
+    assert "• ana, bo, cem: " in told
+    assert "503" in told
+
+
+def test_runs_that_cannot_even_begin_raise_one_alert_until_they_do(
+    project: Project, receiver: Receiver, telling: Telling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.place.sync()
+    with monkeypatch.context() as broken:
+        broken.delenv("CONTIO_CLIENT_SECRET")
+        for _night in range(3):
+            assert not project.run("documents").success
+            telling()
+    [told] = alarms(receiver)
+    assert told == (
+        ":warning: contio-pipeline\n• the job documents: CONTIO_CLIENT_SECRET must be set (in the environment or in .env): the "
+        "partner application's credentials from Contio's developer settings"
+    )
+    assert project.run("documents").success
+    telling()
+    assert Alerts(load_settings()).open_problems() == [] or "kept in _extra" in str(
+        Alerts(load_settings()).open_problems()
+    )
+
+
+def test_data_that_grow_old_between_runs_are_told_once_and_shown_on_the_asset(
+    project: Project, receiver: Receiver, telling: Telling
+) -> None:
+    assert telling.watch() == []  # nothing is published yet
+    project.place.sync()
+    assert telling.watch() == []
+    wind_back(project.place, 4, "bo")
+    changed = telling.watch()
+    assert {(event.asset_key.to_user_string(), event.check_name, event.passed) for event in changed} == {
+        (name, "fresh", False) for name in TABLES
+    }
+    assert telling.watch() == []
+    [told] = receiver.texts
+    assert told.count("bo: it is not known to be complete since") == 1
+    project.place.sync(night=True)
+    assert {event.passed for event in telling.watch()} == {True}
+    wind_back(project.place, 4, "bo")
+    telling.watch()
+    assert len(receiver.texts) == 2
+
+
+def test_old_runs_are_deleted_with_their_events(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.place.sync()
+    old, young = project.run("documents").run_id, project.run("documents").run_id
+    created = project.instance.get_run_record_by_id(young)
+    assert created
+    monkeypatch.setattr(
+        sensors_module, "datetime", Mock(now=lambda _zone: created.create_timestamp + timedelta(days=180))
+    )
+    assert delete_old_runs(project.instance, load_settings()) == 1
+    assert [record.dagster_run.run_id for record in project.instance.get_run_records()] == [young]
+    assert project.instance.all_logs(old) == []
+    assert project.instance.all_logs(young)
 
 
 # Schedules --------------------------------------------------------------------------------------------------------------
@@ -513,7 +708,8 @@ def test_it_runs_once_and_sigterm_ends_everything_and_the_next_run_goes_on(up: U
     )
     assert second.returncode == 2
     assert (
-        f"Dagster already runs on {up.place.settings.data_dir / 'dagster'} (process {up.process.pid})" in second.stderr
+        f"Dagster's webserver already runs on {up.place.settings.data_dir / 'dagster'} (process {up.process.pid})"
+        in second.stderr
     )
 
     up.place.sandbox.latency = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -448,3 +449,23 @@ def test_a_limit_that_is_refused_is_asked_for_once(new_place: NewPlace) -> None:
     assert place.sync().complete
     check(place.world, place.settings)
     assert len([request for request in place.sandbox.requests if request.status == 400]) == 1
+
+
+def test_a_first_list_that_is_empty_twice_is_not_believed_where_others_name_its_rows(place: Place) -> None:
+    place.sandbox.faults = [named("list-empty", 2)]
+    report = place.sync(accounts=["ana"], documents=False)
+    [broken] = [part for part in report.streams if not part.listing.complete]
+    assert (broken.stream, broken.listing.reason) == (
+        "meetings",
+        "the list was empty, but rows of it that others name can be read by id: sync again",
+    )
+    assert place.query("SELECT complete FROM ops.windows WHERE stream = 'meetings'") == [(False,)]
+    assert place.sync(accounts=["ana"]).complete
+    check(place.world, place.settings, ["ana"])
+
+
+def test_a_list_that_is_empty_although_others_name_rows_that_cannot_be_read_is_empty(new_place: NewPlace) -> None:
+    place = new_place(meetings=0, accounts=1)
+    place.world.insert("action_items", 3, meeting_id=str(uuid.uuid4()))
+    assert place.sync().complete
+    assert 1 <= len([path for path in place.asked() if "/meetings/" in path]) <= 3

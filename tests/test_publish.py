@@ -20,7 +20,7 @@ from test_warehouse import NOW, ORIGIN, commit
 
 from contio_pipeline import publish as module
 from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
-from contio_pipeline.publish import ask, current, publish
+from contio_pipeline.publish import Keep, ask, current, publish
 from contio_pipeline.streams import stream_named
 from contio_pipeline.warehouse import Warehouse
 
@@ -101,6 +101,24 @@ def test_a_replaced_generation_stays_a_day_and_no_longer(warehouse: Warehouse) -
         commit(warehouse, [row("a", None, f"version {number}")], complete=False)
         folders.append(publish(warehouse, NOW + timedelta(hours=hours))[0].folder)
     assert [folder.exists() for folder in folders] == [False, True, True, True]
+
+
+def test_a_clock_that_jumps_ahead_takes_nothing_from_a_reader(warehouse: Warehouse) -> None:
+    first, _ = publish(warehouse, NOW)
+    commit(warehouse, [row("a", None, "version 2")], complete=False)
+    publish(warehouse, NOW + timedelta(minutes=1))
+    commit(warehouse, [row("a", None, "version 3")], complete=False)
+    publish(warehouse, NOW + timedelta(days=400))
+    assert first.folder.exists()
+
+
+def test_there_are_never_more_generations_than_asked_for(warehouse: Warehouse) -> None:
+    names = []
+    for number in range(8):
+        commit(warehouse, [row("a", None, f"version {number}")], complete=False)
+        names.append(publish(warehouse, NOW + timedelta(minutes=number), keep=Keep(days=1, most=4))[0].name)
+        left = sorted(path.name for path in (warehouse.path.parent / "generations").iterdir())
+        assert left == names[-4:]
 
 
 def test_what_a_killed_publish_left_behind_is_removed_and_the_current_one_stays(warehouse: Warehouse) -> None:
@@ -296,3 +314,15 @@ def test_a_copied_folder_is_read_anywhere(warehouse: Warehouse, tmp_path: Path) 
     assert generation.folder.is_relative_to(target)
     with duckdb.connect(generation.database, read_only=True) as connection:
         assert connection.execute("SELECT count(*) FROM raw.meetings").fetchall() == [(3,)]
+
+
+def test_parquet_that_does_not_hold_the_tables_rows_is_never_published(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation, _ = publish(warehouse, NOW)
+    commit(warehouse, [row("a", None, "changed")], complete=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_within", lambda *_: "random() < 0")
+        with pytest.raises(StorageError, match="does not hold what was written to it"):
+            publish(warehouse, NOW + timedelta(days=1), anew=True)
+    assert current(warehouse.path.parent).name == generation.name

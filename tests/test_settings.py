@@ -114,6 +114,13 @@ VARIABLES = {
     "lookahead_days": Variable(30, {"0": 0, "366": 366}, ("-1", "367")),
     "heal_days": Variable(30, {"1": 1, "366": 366}, ("0", "367", "1.5")),
     "nightly_full_requests": Variable(200, {"0": 0, "5000": 5000}, ("-1", "many")),
+    "fresh_hours": Variable(36, {"0.5": 0.5, "8784": 8784}, ("0", "-1", "nan", "soon")),
+    "alert_url": Variable(None, {}),  # a secret: see test_alerts.py
+    "digest": Variable(True, {"false": False, "true": True}, ("perhaps",)),
+    "keep_runs_days": Variable(180, {"1": 1, "3660": 3660}, ("0", "3661", "1.5")),
+    "keep_generation_days": Variable(1, {"1": 1, "2.5": 2.5}, ("0.9", "367", "nan")),
+    "keep_generations": Variable(300, {"2": 2, "9000": 9000}, ("1", "0", "many")),
+    "log_format": Variable("text", {"json": "json", "text": "text"}, ("JSON", "xml")),
     "first_day": Variable(date(2024, 1, 1), {"2020-02-29": date(2020, 2, 29)}, ("2021-02-29", "start", "2999-01-01")),
     "owner": Variable("team:data", {"ana@example.com": "ana@example.com"}, ("ana", "team:", "@", "team:a;b")),
 }

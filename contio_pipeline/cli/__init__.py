@@ -26,7 +26,7 @@ from contio_pipeline.cli import (  # noqa: F401 - they register their commands
     syncing,
     trying,
 )
-from contio_pipeline.cli.common import Verbose, app, log
+from contio_pipeline.cli.common import Log, Verbose, app, log, tell
 from contio_pipeline.errors import ContioError
 
 _STOPPED = 130  # as a shell reports Ctrl-C
@@ -46,14 +46,14 @@ def main() -> None:
     try:
         app(prog_name="contio-pipeline", standalone_mode=True)
     except ContioError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        tell(f"Error: {error}", level="ERROR")
         code = error.exit_code
     except SystemExit as ending:
         code = ending.code
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        tell(f"Error: {error}", level="ERROR")
         code = 1
     except Exception as error:  # noqa: BLE001 - the last line of defence
         code = _STOPPED if "interrupted" in str(error).lower() else _unexpected(error)  # DuckDB's word for Ctrl-C
@@ -66,10 +66,10 @@ def main() -> None:
 
 def _unexpected(error: Exception) -> int:
     """Say that something happened that nobody foresaw; the places go to the log."""
-    print(
+    tell(
         f"Error: unexpected {type(error).__name__} ({error}). Nothing was half-written. Please report it with what "
         "`contio-pipeline --verbose …` says.",
-        file=sys.stderr,
+        level="ERROR",
     )
     place = error.__traceback__
     while place:
@@ -97,8 +97,6 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    log.handlers[:] = [handler]
+    log.handlers[:] = [Log()]
     if log.level == logging.NOTSET:
         log.setLevel(logging.WARNING)

@@ -9,12 +9,16 @@ import inspect
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+from contio_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,6 +54,36 @@ def _log_more(value: bool) -> None:
 
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_log_more, help="Log more to standard error.")]
+
+
+def tell(text: str, *, level: str = "INFO", **facts: Any) -> None:
+    """Say something on standard error: as text, or with its facts as a line of JSON (`CONTIO_LOG_FORMAT`)."""
+    if not _as_json():
+        print(text, file=sys.stderr)
+        return
+    line = {"time": datetime.now(UTC).isoformat(), "level": level, "message": text, **facts}
+    print(json.dumps(line, ensure_ascii=False, default=as_text), file=sys.stderr)
+
+
+class Log(logging.Handler):
+    """Tells what the library logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line for each record."""
+        when = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = record.getMessage()
+        tell(text if _as_json() else f"{when} {record.levelname} {text}", level=record.levelname)
+
+
+@cache
+def _as_json() -> bool:
+    """Whether JSON is asked for; text where the settings cannot be read, which the command itself says."""
+    from contio_pipeline.settings import load_settings
+
+    try:
+        return load_settings().log_format == "json"
+    except ConfigError:
+        return False
 
 
 def as_text(value: Any) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from contio_pipeline.cli.common import Verbose, app, command, show
+from contio_pipeline.cli.common import Verbose, app, command, show, tell
 from contio_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -137,13 +136,13 @@ def print_report(report: SyncReport) -> None:
     show(table)
     for part in report.streams:
         for warning in part.warnings:
-            print(f"Warning: {part.account} {part.stream}: {warning}", file=sys.stderr)
+            tell(f"Warning: {part.account} {part.stream}: {warning}", level="WARNING")
     incomplete: dict[tuple[str, str | None], list[str]] = {}
     for part in report.streams:
         if not part.listing.complete:
             incomplete.setdefault((part.account, part.listing.reason), []).append(part.stream)
     for (account, reason), streams in incomplete.items():
-        print(f"Not complete: {account} {', '.join(streams)}: {reason}", file=sys.stderr)
+        tell(f"Not complete: {account} {', '.join(streams)}: {reason}", level="ERROR", account=account, streams=streams)
     changed = report.total("inserted") + report.total("updated") + report.total("deleted")
     print(
         f"\n{f'{changed:,} rows changed' if changed else 'Nothing changed'}; "
@@ -194,17 +193,22 @@ class _Progress:
         told = f"{self._what}: waiting for the request budget ({seconds:.0f} s)"
         if not self._terminal and now > self._said + _A_MINUTE:
             self._said = now
-            print(told, file=sys.stderr)
+            tell(told)
         self._progress.update(self._task, description=told)
 
     def finished(self, report: StreamReport) -> None:
         if not self._terminal:
             listing = report.listing
             state = "complete" if listing.complete else "NOT complete"
-            print(
+            tell(
                 f"{report.account} {report.stream}: {listing.rows:,} rows, {listing.requests:,} requests, "
                 f"{report.seconds:.1f} s, {state}{f' ({report.plan.why})' if report.plan.why else ''}",
-                file=sys.stderr,
+                account=report.account,
+                stream=report.stream,
+                rows=listing.rows,
+                requests=listing.requests,
+                seconds=round(report.seconds, 3),
+                complete=listing.complete,
             )
 
     def publishing(self) -> None:

@@ -6,11 +6,12 @@ from typing import Any, cast
 import dagster as dg
 
 from contio_pipeline import streams
+from contio_pipeline.health import PUBLISHED
 from contio_pipeline.settings import Settings, load_settings
 from contio_pipeline.streams import DOCUMENT_CONTENTS, Stream, Table
 from contio_pipeline.warehouse import Window
 from dagster_project.partitions import days, window_of
-from dagster_project.resource import COMPLETE, PUBLISHED, Contio, column_schema
+from dagster_project.resource import Contio, checks_of, column_schema
 
 POOL = "contio_warehouse"
 """One step writes the warehouse at a time, of all runs: `dagster.yaml` limits pools to one."""
@@ -89,11 +90,12 @@ def published_asset(settings: Settings, declared: tuple[Stream, ...]) -> dg.Asse
         kinds={"duckdb", "parquet"},
         owners=[settings.owner],
         tags=_TAGS,
+        check_specs=_specs(PUBLISHED),
         pool=POOL,
     )
     def asset(context: dg.AssetExecutionContext, contio: Contio) -> Iterator[dg.MaterializeResult]:
         outcome = contio.publish(context)
-        yield dg.MaterializeResult(metadata=outcome.facts)
+        yield dg.MaterializeResult(metadata=outcome.facts, check_results=outcome.checks)
         outcome.fail_if_incomplete()
 
     return asset
@@ -113,12 +115,13 @@ def _shown(table: Table, settings: Settings, more: str) -> dict[str, Any]:
         "owners": [settings.owner],
         "tags": _TAGS,
         "metadata": {"dagster/table_name": table.full_name, "dagster/column_schema": column_schema(table)},
-        "check_specs": [
-            dg.AssetCheckSpec(
-                COMPLETE,
-                asset=table.name,
-                description="The table holds what the API holds, for every account that was asked for.",
-            )
-        ],
+        "check_specs": _specs(table.name),
         "pool": POOL,
     }
+
+
+def _specs(of: str) -> list[dg.AssetCheckSpec]:
+    return [
+        dg.AssetCheckSpec(check.name, asset=of, description=check.doc, blocking=check.level == "blocks")
+        for check in checks_of(of, streams.STREAMS)
+    ]

@@ -1,14 +1,17 @@
 """What can be run: a window of days, everything, the contents of documents."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
 from contio_pipeline import streams
+from contio_pipeline.health import PUBLISHED
 from contio_pipeline.settings import load_settings
 from contio_pipeline.streams import DOCUMENT_CONTENTS, Table
 from contio_pipeline.warehouse import Window
 from dagster_project.defs.assets import POOL
 from dagster_project.partitions import days
-from dagster_project.resource import PUBLISHED, Contio, Outcome
+from dagster_project.resource import Contio, Outcome, evaluation_of
 
 
 @dg.definitions
@@ -50,36 +53,30 @@ def full_sync() -> dg.JobDefinition:
 
 
 def _refresh(table: Table) -> dg.OpDefinition:
-    @dg.op(name=f"full_{table.name}", description=table.doc, ins=_AFTER, pool=POOL)
-    def op(context: dg.OpExecutionContext, contio: Contio) -> None:
-        _report(context, contio.refresh(context, table, Window()))
+    @dg.op(name=f"full_{table.name}", description=table.doc, ins=_AFTER, out=_NOTHING, pool=POOL)
+    def op(context: dg.OpExecutionContext, contio: Contio) -> Iterator[_Event]:
+        outcome = contio.refresh(context, table, Window())
+        yield from _told(outcome)
+        outcome.fail_if_broken()  # an op's checks block nothing by themselves
 
     return op
 
 
 def _publish() -> dg.OpDefinition:
-    @dg.op(name="full_publish", description="What readers get.", ins=_AFTER, pool=POOL)
-    def op(context: dg.OpExecutionContext, contio: Contio) -> None:
+    @dg.op(name="full_publish", description="What readers get.", ins=_AFTER, out=_NOTHING, pool=POOL)
+    def op(context: dg.OpExecutionContext, contio: Contio) -> Iterator[_Event]:
         outcome = contio.publish(context)
-        _report(context, outcome)
+        yield from _told(outcome)
         outcome.fail_if_incomplete()
 
     return op
 
 
-_AFTER = {"after": dg.In(dg.Nothing)}
+_AFTER, _NOTHING = {"after": dg.In(dg.Nothing)}, dg.Out(dg.Nothing)
+_Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
 
 
-def _report(context: dg.OpExecutionContext, outcome: Outcome) -> None:
-    """Log on the asset's page what an asset would have returned."""
-    context.log_event(dg.AssetMaterialization(outcome.asset, metadata=outcome.facts | outcome.details))
-    for check in outcome.checks:
-        evaluation = dg.AssetCheckEvaluation(
-            check_name=check.check_name or "",
-            asset_key=dg.AssetKey(outcome.asset),
-            passed=check.passed,
-            metadata=check.metadata,
-            severity=check.severity,
-            description=check.description,
-        )
-        context.log_event(evaluation)  # type: ignore[arg-type] # accepted, as Dagster's own docs do it in ops
+def _told(outcome: Outcome) -> Iterator[_Event]:
+    """On the asset's page, what an asset would have returned."""
+    yield dg.AssetMaterialization(outcome.asset, metadata=outcome.facts | outcome.details)
+    yield from map(evaluation_of, outcome.checks)

@@ -32,7 +32,9 @@ def nightly(settings: Settings) -> dg.ScheduleDefinition:
         assert night.start  # noqa: S101 - it has both ends
         assert night.end  # noqa: S101
         tags = range_tags(night.start.date(), night.end.date() - timedelta(days=1))
-        return dg.RunRequest(tags=tags, run_config={"resources": {"contio": {"config": {"night": True}}}})
+        return dg.RunRequest(
+            tags=tags, run_config={"resources": {"contio": {"config": {"night": True, "digest": True}}}}
+        )
 
     return _schedule(
         "nightly",
@@ -54,6 +56,7 @@ def weekly(settings: Settings) -> dg.ScheduleDefinition:
         settings,
         cron_schedule=settings.weekly_cron,
         job_name="full_sync",
+        run_config={"resources": {"contio": {"config": {"digest": True}}}},
         description="Everything, whatever its date.",
     )
 
