@@ -269,6 +269,7 @@ class Keeper:
                 if hopeless:
                     yield Outcome(entry, "kept", error=hopeless)
                     continue
+                client.context = entry.name
                 try:
                     profile = client.profile(entry.name, PROFILE_PATH)
                 except CredentialsRefused as error:

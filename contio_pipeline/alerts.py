@@ -83,8 +83,9 @@ class Alerts:
         with self._state() as state:
             for source, problems in seen.items():
                 found = {_key(problem): problem for problem in problems}
-                for key, known in state.items():
-                    if whole and key not in found:
+                in_trouble = {problem.whose for problem in found.values()}
+                for known in state.values():
+                    if whole and known.problem.whose not in in_trouble:  # one trouble may hide another
                         known.sources.discard(source)
                 for key, problem in found.items():
                     state.setdefault(key, _Open(problem)).sources.add(source)
@@ -98,7 +99,7 @@ class Alerts:
         fresh = [one for one in known if not one.told and not (one.problem.echo and one.problem.whose in in_trouble)]
         sent = 0
         for group in _grouped(fresh):
-            if self.tell(_worded([one.problem for one in group])):
+            if self.tell("\n".join([":warning: contio-pipeline", *_lines([one.problem for one in group])])):
                 sent += 1
                 for one in group:
                     one.told = True
@@ -118,7 +119,8 @@ class Alerts:
             self._post(url.get_secret_value(), {"text": self._redacted(text)[:_LONGEST]})
         except (RetryError, Transient, httpx.HTTPError) as error:
             cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
-            log.warning("the alert could not be sent (%s); it is tried again with the next one", type(cause).__name__)
+            why = str(cause) if isinstance(cause, Transient) else type(cause).__name__
+            log.warning("the alert could not be sent (%s); it is tried again with the next one", why)
             return False
         return True
 
@@ -191,15 +193,20 @@ def _grouped(fresh: list[_Open]) -> list[list[_Open]]:
     return groups if len(groups) <= _MOST else [fresh]
 
 
-def _worded(problems: list[Problem]) -> str:
-    """One message: each trouble once, with all who have it."""
+def _lines(problems: list[Problem]) -> list[str]:
+    """Each trouble once, with all who have it."""
     whose: dict[str, list[str]] = {}
     texts: dict[str, str] = {}
     for problem in problems:
         key = _VARYING.sub("#", problem.what)
         whose.setdefault(key, []).append(problem.whose)
         texts.setdefault(key, problem.what)
-    lines = [
+    return [
         f"• {', '.join(filter(None, names))}{': ' if any(names) else ''}{texts[key]}" for key, names in whose.items()
     ]
-    return "\n".join([":warning: contio-pipeline", *lines])
+
+
+def told_of(problems: list[Problem]) -> list[str]:
+    """A line for each trouble, with all who have it; what says no more of an account in trouble is left out."""
+    in_trouble = {problem.whose for problem in problems if not problem.echo}
+    return _lines([problem for problem in problems if not (problem.echo and problem.whose in in_trouble)])

@@ -57,7 +57,7 @@ from contio_pipeline.probe import (
     is_known,
     probe,
 )
-from contio_pipeline.publish import Generation, ask, current
+from contio_pipeline.publish import Generation, ask, current, refused
 from contio_pipeline.settings import Settings, env_file, load_settings
 from contio_pipeline.streams import PROFILE_NAME, PROFILE_PATH, PROFILE_SCOPE, SCOPES, STREAMS
 from contio_pipeline.workfile import SCHEMA_VERSION, writer
@@ -465,6 +465,11 @@ def _data(case: _Examination) -> Iterator[Finding]:
     shared = {(about.st_dev, about.st_ino): about.st_size for about in _stats(generations)}
     size = _bytes(sum(shared.values()))
     yield Finding("data", "generations", "ok", f"{len(generations)}, {size}; a replaced one stays for a day")
+    if told := refused(data):
+        found, _, remedy = told.partition(": nothing is published")
+        yield Finding(
+            "data", "published", "problem", f"the last try was refused: {found}", f"nothing is published{remedy}"
+        )
     try:
         generation = current(data)
         yield from _published(case, generation)

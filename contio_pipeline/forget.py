@@ -171,7 +171,7 @@ def _files(settings: Settings, warehouse: Warehouse, found: Forgotten, now: date
     warehouse.rewrite()
     for copy in found.copies:
         copy.unlink()
-    generation, _new = publish(warehouse, now, anew=True)
+    generation, _new = publish(warehouse, now, anew=True, whole=False)
     for folder in [folder for folder in generations(settings.data_dir) if folder.name != generation.name]:
         shutil.rmtree(folder)
     (settings.data_dir / _UNFINISHED).unlink()

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-from contio_pipeline.auth import CONSENT, TokenStore, how_to_renew
+from contio_pipeline.auth import CONSENT, TokenStore
 from contio_pipeline.documents import DocumentStore
 from contio_pipeline.errors import ConfigError
+from contio_pipeline.integrity import MEND, Query, keys_unique, references_hold
 from contio_pipeline.night import complete_until
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import (
@@ -28,7 +29,6 @@ from contio_pipeline.streams import (
     STREAMS,
     WINDOWS,
     Stream,
-    stream_named,
 )
 
 PUBLISHED = "published"
@@ -47,7 +47,6 @@ _ROUNDS = 30
 
 _SHOWN = 3
 
-Query = Callable[[str], list[dict[str, Any]]]
 Level = Literal["blocks", "fails", "warns"]
 
 
@@ -102,15 +101,22 @@ def checks(streams: Sequence[Stream] = STREAMS) -> tuple[Check, ...]:
     """All checks but `complete`, which is about what a run has done."""
     found: list[Check] = []
 
-    def add(
-        name: str, of: str, level: Level, look: Callable[..., Iterable[Problem]], doc: str, *about: Stream | str
-    ) -> None:
+    def add(name: str, of: str, level: Level, look: Callable[..., Iterable[Problem]], doc: str, *about: object) -> None:
         found.append(Check(name, of, doc, level, partial(look, *about)))
 
     for stream in streams:
         table = stream.table.full_name
-        add("keys_unique", stream.name, "blocks", _keys, "Each account and id stands once.", table)
-        add("references_hold", stream.name, "blocks", _references, "What a row belongs to is stored too.", stream)
+        add(
+            "keys_unique",
+            stream.name,
+            "blocks",
+            _contradictions,
+            "Each account and id stands once.",
+            keys_unique,
+            table,
+        )
+        doc = "What a row belongs to is stored too."
+        add("references_hold", stream.name, "blocks", _contradictions, doc, references_hold, stream)
         add("fresh", stream.name, "fails", _fresh, "Every account is complete until lately.", stream.name)
         add(
             "gone_is_confirmed",
@@ -125,8 +131,10 @@ def checks(streams: Sequence[Stream] = STREAMS) -> tuple[Check, ...]:
         if stream.dates != "none":
             add("filter_as_assumed", stream.name, "warns", _filter, "The list's filters mean what is assumed.", stream)
     contents = DOCUMENT_CONTENTS.name
-    add("keys_unique", contents, "blocks", _keys, "Each account and id stands once.", DOCUMENT_CONTENTS.full_name)
-    add("references_hold", contents, "blocks", _documents_known, "Each content is that of a document that is stored.")
+    keys = (keys_unique, DOCUMENT_CONTENTS.full_name)
+    add("keys_unique", contents, "blocks", _contradictions, "Each account and id stands once.", *keys)
+    doc = "Each content is that of a document that is stored."
+    add("references_hold", contents, "blocks", _contradictions, doc, references_hold, None)
     add("fresh", contents, "fails", _fresh, "Every account's contents were looked after lately.", contents)
     add("files_intact", contents, "fails", _files, "The files are there, with the size and the bytes that they had.")
     add("consents_last", PUBLISHED, "warns", _consents, "No account's consent ends soon.")
@@ -135,57 +143,9 @@ def checks(streams: Sequence[Stream] = STREAMS) -> tuple[Check, ...]:
     return tuple(found)
 
 
-def integrity(case: Case) -> list[str]:
-    """What contradicts itself; nothing may be published while there is any."""
-    return [
-        f"{check.of}: {problem}"
-        for check in checks(case.streams)
-        if check.level == "blocks"
-        for problem in check.look(case)
-    ]
-
-
-# Integrity ----------------------------------------------------------------------------------------------------------------
-
-
-def _keys(table: str, case: Case) -> Iterator[Problem]:
-    twice = case.query(f"SELECT _account, id FROM {table} GROUP BY ALL HAVING count(*) > 1 ORDER BY ALL")
-    if twice:
-        which = ", ".join(f"{row['_account']} {row['id']}" for row in twice[:_SHOWN])
-        yield Problem(f"{len(twice)} ids stand more than once ({which}): {_REPORT}")
-
-
-def _references(stream: Stream, case: Case) -> Iterator[Problem]:
-    table, history = stream.table.full_name, stream.history.full_name
-    sql = f"SELECT count(*) AS n FROM {history} h ANTI JOIN {table} t ON t._account = h._account AND t.id = h.id"
-    [lost] = case.query(sql)
-    if lost["n"]:
-        yield Problem(f"the history tells of {lost['n']} changes of rows that are not stored: {_REPORT}")
-    if stream.parent:
-        parent = stream_named(stream.parent, tuple(case.streams)).table.full_name
-        [lost] = case.query(
-            f"""SELECT count(*) AS n FROM {table} t ANTI JOIN (
-                SELECT _account, id FROM {parent} UNION ALL
-                SELECT _account, row_key FROM {QUARANTINE.full_name} WHERE stream = '{stream.parent}'
-            ) p ON p._account = t._account AND p.id = t._parent_id WHERE t._deleted_at IS NULL"""
-        )
-        if lost["n"]:
-            yield Problem(f"{lost['n']} rows belong to {stream.parent} that are not stored: {_REPORT}")
-
-
-def _documents_known(case: Case) -> Iterator[Problem]:
-    known = " UNION ALL ".join(
-        f"SELECT _account, id FROM {stream.table.full_name}" for stream in case.streams if stream.content_path
-    )
-    if not known:
-        return
-    sql = f"SELECT count(*) AS n FROM {DOCUMENT_CONTENTS.full_name} c ANTI JOIN ({known}) d USING (_account, id)"
-    [lost] = case.query(sql)
-    if lost["n"]:
-        yield Problem(f"{lost['n']} contents are those of documents that are not stored: {_REPORT}")
-
-
-_REPORT = "nothing is published until it is mended; restore the backup before, and please report it"
+def _contradictions(find: Callable[..., Iterable[str]], about: object, case: Case) -> Iterator[Problem]:
+    for found in find(case.query, case.streams, about):
+        yield Problem(f"{found}: {MEND}")
 
 
 # Lists --------------------------------------------------------------------------------------------------------------------
@@ -282,9 +242,7 @@ def _consents(case: Case) -> Iterator[Problem]:
             yield Problem(str(error), account)
             continue
         ends = datetime.fromtimestamp(tokens.refreshed_at, UTC) + CONSENT
-        if tokens.refused_at:
-            yield Problem(f"its consent is no longer accepted: {how_to_renew(account)}", account, echo=True)
-        elif tokens.refreshed_at and ends - case.now < CONSENT_ENDS_SOON:
+        if tokens.refreshed_at and not tokens.refused_at and ends - case.now < CONSENT_ENDS_SOON:
             yield Problem(
                 f"its consent ends on {ends:%Y-%m-%d} unless it is renewed: contio-pipeline sync --account {account}",
                 account,

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import pairwise
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ import duckdb
 
 from contio_pipeline import __version__
 from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
-from contio_pipeline.folders import flush
+from contio_pipeline.folders import flush, private_file
+from contio_pipeline.integrity import MEND, contradictions
 from contio_pipeline.streams import RUNS, Table, tables
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.workfile import frugal, with_room
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 
 DATABASE = "contio.duckdb"
 UNDATED = "undated"
+_REFUSED = ".not-published"
+"""The file in the data folder that says why the last try was refused."""
+
 _MANIFEST = {"generation", "published_at", "fingerprints", "fingerprints_of", "files"}
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _ALONE: dict[str, str | bool | int | float | list[str]] = {
@@ -99,6 +103,14 @@ def current(data_dir: Path) -> Generation:
     if not isinstance(manifest, dict) or not manifest.keys() >= _MANIFEST or not (folder / DATABASE).is_file():
         raise StorageError(f"the published generation {link} is damaged: run contio-pipeline publish")
     return Generation(folder, manifest)
+
+
+def refused(data_dir: Path) -> str:
+    """Why nothing newer is published than there is; empty where nothing was refused."""
+    try:
+        return (data_dir / _REFUSED).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +176,21 @@ class Keep:
     most: int = 300
 
 
-def publish(warehouse: Warehouse, now: datetime, *, anew: bool = False, keep: Keep = Keep()) -> tuple[Generation, bool]:
+def publish(
+    warehouse: Warehouse,
+    now: datetime,
+    *,
+    anew: bool = False,
+    whole: bool = True,
+    keep: Keep = Keep(),
+) -> tuple[Generation, bool]:
     """Make what the warehouse holds readable.
 
     Args:
         warehouse: open.
         now: names the generation.
         anew: make a generation also when nothing changed.
+        whole: refuse tables that contradict themselves.
         keep: which of those before stay.
 
     Returns:
@@ -180,6 +200,11 @@ def publish(warehouse: Warehouse, now: datetime, *, anew: bool = False, keep: Ke
         StorageError: the disk is full or the folder cannot be written; the current generation stays.
     """
     data_dir = warehouse.path.parent
+    if whole and (broken := contradictions(warehouse.query, warehouse.streams)):
+        told = f"{'; '.join(broken)}: {MEND}"
+        private_file(data_dir / _REFUSED, told)
+        raise StorageError(told)
+    (data_dir / _REFUSED).unlink(missing_ok=True)
     prints = {table.full_name: _fingerprints(warehouse.connection, table) for table in tables(warehouse.streams)}
     try:
         return _publish(warehouse, data_dir, prints, now, anew=anew, keep=keep)
@@ -315,9 +340,8 @@ def _write_months(
         copy = f"""COPY (SELECT * FROM {table.full_name} WHERE {_within(table, month)})
             TO '{target}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP}, ROW_GROUP_SIZE_BYTES '16MB')"""
         with_room(connection, partial(connection.execute, copy))
-        if _fingerprints(connection, table, f"read_parquet('{target}', hive_partitioning = false)") != (
-            {month: prints[month]} if month in prints else {}
-        ):
+        written = f"read_parquet('{target}', hive_partitioning = false)"
+        if month in prints and _fingerprints(connection, table, written) != {month: prints[month]}:
             raise OSError(f"{part} does not hold what was written to it")
 
 
@@ -375,8 +399,8 @@ def _clean_up(data_dir: Path, now: datetime, keep: Keep) -> None:
             shutil.rmtree(folder)
     replaced = [folder for folder in folders if live and folder.name < live.name]
     surplus = max(0, len(replaced) + 2 - keep.most)  # besides the current one and the next
-    for number, (folder, successor) in enumerate(pairwise(replaced)):
-        if number < surplus or _made_at(successor.name) < now - timedelta(days=keep.days):
+    for number, (folder, successor) in enumerate(zip_longest(replaced, replaced[1:])):
+        if number < surplus or (successor and _made_at(successor.name) < now - timedelta(days=keep.days)):
             shutil.rmtree(folder)
 
 

@@ -33,7 +33,7 @@ from contio_pipeline.errors import (
 )
 from contio_pipeline.folders import MOUNTS, network_file_system
 from contio_pipeline.forget import unfinished
-from contio_pipeline.health import Case, Check, Problem, checks, integrity
+from contio_pipeline.health import Case, Check, Problem, checks
 from contio_pipeline.listings import Lister
 from contio_pipeline.night import Plan, plan_night, usual_window
 from contio_pipeline.publish import Generation, Keep, ask, current, publish
@@ -235,8 +235,6 @@ class Run:
             StorageError: it contradicts itself, or could not be written; what is published stays.
         """
         self._work.listener.publishing()
-        if broken := integrity(self._case()):
-            raise StorageError("; ".join(broken))
         report = self.report
         keep = Keep(self.settings.keep_generation_days, self.settings.keep_generations)
         generation, new = publish(self._work.warehouse, datetime.now(UTC), keep=keep)

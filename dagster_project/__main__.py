@@ -7,6 +7,7 @@ service.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fcntl
 import os
 import signal
@@ -23,12 +24,7 @@ from contio_pipeline.settings import load_settings
 from dagster_project.home import ROOT, dagster_home
 
 _LOOK_SECONDS, _GRACE_SECONDS = 0.2, 12
-
-_MAKE_TABLES = """
-import dagster
-with dagster.DagsterInstance.get() as instance:
-    instance.get_run_records(limit=1), instance.all_instigator_state(), instance.event_log_storage.get_pool_limits()
-"""
+_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -61,12 +57,15 @@ def main() -> int:
         "webserver": ["dagster-webserver", "--host", arguments.host, "--port", str(arguments.port), *workspace, *logs],
         "daemon": ["dagster-daemon", "run", *workspace, *logs],
     }
-    _make_tables(folder)
+    _recover(folder, settings.data_dir, daemon="daemon" in names)
     running = {
         name: subprocess.Popen(
-            [Path(sys.executable).with_name(commands[name][0]), *commands[name][1:]], start_new_session=True
+            [Path(sys.executable).with_name(commands[name][0]), *commands[name][1:]],
+            start_new_session=True,
+            pass_fds=[lock.fileno()],  # so that the lock is held for as long as the program is there
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - there are no threads yet
         )
-        for name in names
+        for name, lock in zip(names, locks, strict=True)
     }
     while not stop.wait(_LOOK_SECONDS) and all(process.poll() is None for process in running.values()):
         pass
@@ -80,15 +79,21 @@ def main() -> int:
     return 1 if ended else 0
 
 
-def _make_tables(folder: Path) -> None:
-    """Make Dagster's databases first: two programs that make the same new tables at once stumble over each other."""
+def _recover(folder: Path, data_dir: Path, *, daemon: bool) -> None:
+    """Make Dagster's databases before two programs try to at once, and end the runs that died with the daemon before."""
+    made = folder / ".tables-made"
     with (folder / ".tables.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / ".tables-made").exists():
-            subprocess.run(
-                [sys.executable, "-c", _MAKE_TABLES], check=True, start_new_session=True
-            )  # Ctrl-C comes after
-            (folder / ".tables-made").touch()
+        if daemon or not made.exists():
+            command = [sys.executable, "-m", "dagster_project.recover", str(data_dir)]
+            subprocess.run(command, check=True, start_new_session=True)  # Ctrl-C comes after
+            made.touch()
+
+
+def _die_with_parent() -> None:
+    """Let the kernel end this process when the one that started it is gone, however that ended; Linux alone can."""
+    if prctl := getattr(ctypes.CDLL(None), "prctl", None):
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _only_one(folder: Path, name: str) -> IO[str]:

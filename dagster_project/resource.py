@@ -10,14 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from contio_pipeline import streams
-from contio_pipeline.alerts import Alerts
 from contio_pipeline.errors import ConfigError, ContioError, WarehouseBusy
 from contio_pipeline.health import PUBLISHED, Check, Problem, checks
 from contio_pipeline.settings import load_settings
@@ -85,7 +84,7 @@ class Contio(dg.ConfigurableResource[Any]):
         description="Of each account list what it needs to be complete, or everything where that is cheap, whatever the days.",
     )
     digest: bool = Field(
-        default=False, description="When it is published, post what was done to CONTIO_ALERT_URL, if that is set."
+        default=False, description="When the run has ended, post what was done to CONTIO_ALERT_URL, if that is set."
     )
     verify_documents: bool = Field(
         default=False, description="Download all contents of documents again, compare, and repair."
@@ -134,11 +133,14 @@ class Contio(dg.ConfigurableResource[Any]):
             incomplete = run.incomplete()
             generation, new = run.publish()
             results = [result_of(check, found) for check, found in run.check(PUBLISHED)]
-            if self.digest and run.settings.digest:
-                Alerts(run.settings).tell(_digest(run, incomplete, generation.manifest["rows"]))
+            done = run.done()
         files = [path for path in generation.folder.rglob("*") if path.is_file()]
         rows = generation.manifest["rows"]
+        broken = {row["account"] for row in incomplete}
         facts: dict[str, Any] = {
+            **{name: done.get(name, 0) for name in ("inserted", "updated", "deleted", "requests")},
+            "accounts": len(run.accounts),
+            "accounts_complete": len(set(run.accounts) - broken),
             "rows": sum(count for name, count in rows.items() if name.startswith("raw.")),
             "files": len(files),
             "bytes": sum(path.stat().st_size for path in files),
@@ -252,28 +254,6 @@ PROBLEMS = "problems"
 
 TOLD_BY_CHECKS = "told_by_checks"
 """The metadata of a failure of which the checks say more."""
-
-
-def _digest(run: Run, incomplete: Sequence[dict[str, Any]], rows: dict[str, int]) -> str:
-    """What a night did, in a few lines."""
-    done, broken = run.done(), {row["account"] for row in incomplete}
-    total = sum(count for name, count in rows.items() if name.startswith("raw."))
-    whole = len(set(run.accounts) - broken)
-    minutes = (datetime.now(UTC) - done["started_at"]).total_seconds() / 60
-    mark = ":warning:" if broken else ":white_check_mark:"
-    told = (
-        f"{mark} contio-pipeline: {whole} of {len(run.accounts)} accounts are "
-        f"complete. {done['inserted']:,} rows new, {done['updated']:,} changed, {done['deleted']:,} gone; "
-        f"{done['requests']:,} requests in {minutes:.0f} minutes. Published: {total:,} rows."
-    )
-    problems = Alerts(run.settings).open_problems()
-    lines = [told, *(f"• still open: {problem}" for problem in problems[:_MOST_TOLD])]
-    if len(problems) > _MOST_TOLD:
-        lines.append(f"• and {len(problems) - _MOST_TOLD} more")
-    return "\n".join(lines)
-
-
-_MOST_TOLD = 10
 
 
 def column_schema(table: Table) -> dg.TableSchema:

@@ -51,6 +51,15 @@ def test_it_is_over_when_nobody_sees_it_any_more_and_told_again_when_it_comes_ba
     assert len(receiver.texts) == 2
 
 
+def test_a_trouble_that_another_one_hides_for_a_night_is_not_over(told: Alerts, receiver: Receiver) -> None:
+    told.update({"meetings complete": [REFUSED]})
+    told.update({"meetings complete": [Problem("POST token endpoint: 503", "bo")]})
+    told.update({"meetings complete": [REFUSED]})
+    assert len(receiver.texts) == 2
+    told.update({"meetings complete": []})
+    assert told.open_problems() == []
+
+
 def test_what_varies_makes_no_new_problem(told: Alerts, receiver: Receiver) -> None:
     for night in range(3):
         text = f"GET profile: 503 (request_id req-{night}): the listing lacks {night} of 90 rows since 2026-11-0{night}"

@@ -43,6 +43,7 @@ from dagster_project.defs.schedules import nightly, weekly
 from dagster_project.defs.sensors import check_failures, delete_old_runs, run_failures, watch
 from dagster_project.home import dagster_home
 from dagster_project.partitions import days
+from dagster_project.recover import end_dead_runs
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -576,12 +577,12 @@ def test_old_runs_are_deleted_with_their_events(project: Project, monkeypatch: p
     ],
 )
 def test_a_night_is_one_range_of_utc_days_in_one_run(
-    zone: str, tick: datetime, start: str, end: str, monkeypatch: pytest.MonkeyPatch
+    zone: str, tick: datetime, start: str, end: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CONTIO_TIMEZONE", zone)
     schedule = nightly(load_settings())
     assert schedule.execution_timezone == zone
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         context = dg.build_schedule_context(instance=instance, scheduled_execution_time=tick)
         [request] = schedule.evaluate_tick(context).run_requests or []
     assert request.tags["dagster/asset_partition_range_start"] == start
@@ -612,6 +613,27 @@ def test_a_night_after_an_outage_lists_and_marks_what_was_missed(
         "bo": f"{today - timedelta(days=16)} to {ahead}, catches up with 9 days",
         "cem": "everything: it was never listed completely",
     }
+
+
+def test_a_night_does_not_queue_behind_one_that_has_not_begun(project: Project) -> None:
+    context = dg.build_schedule_context(instance=project.instance, scheduled_execution_time=datetime.now(UTC))
+    job = defs().resolve_job_def("window")
+    project.instance.create_run_for_job(job, status=dg.DagsterRunStatus.NOT_STARTED)
+    tick = nightly(load_settings()).evaluate_tick(context)
+    assert not tick.run_requests
+    assert "has not begun yet" in (tick.skip_message or "")
+
+
+def test_runs_that_died_with_the_daemon_are_ended_unless_somebody_is_writing(project: Project) -> None:
+    job, data = defs().resolve_job_def("window"), project.place.settings.data_dir
+    run = project.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED).run_id
+    with Warehouse(data, origin=None):
+        assert end_dead_runs(project.instance, data) == 0
+    assert end_dead_runs(project.instance, data) == 1
+    ended = project.instance.get_run_by_id(run)
+    assert ended
+    assert ended.status == dg.DagsterRunStatus.FAILURE
+    assert end_dead_runs(project.instance, data) == 0
 
 
 def test_the_days_ahead_that_a_night_asks_for_exist() -> None:

@@ -16,9 +16,10 @@ from conftest import Place, wind_back
 
 from contio_pipeline import health
 from contio_pipeline.auth import TokenStore
+from contio_pipeline.doctor import examine
 from contio_pipeline.errors import StorageError
 from contio_pipeline.health import Case, checks
-from contio_pipeline.publish import current
+from contio_pipeline.publish import current, publish
 from contio_pipeline.sandbox.faults import named
 from contio_pipeline.streams import STREAMS
 from contio_pipeline.warehouse import Warehouse
@@ -180,8 +181,8 @@ def test_consents_that_end_or_ended_are_told(synced: Place) -> None:
     for name, days in (("ana", 22.9), ("bo", 23.5)):
         store.write(name, replace(store.read(name), refreshed_at=time.time() - days * 86400))
     assert failing(synced)["published consents_last"].startswith("bo: its consent ends on ")
-    store.write("bo", replace(store.read("bo"), refused_at=time.time()))
-    assert "bo: its consent is no longer accepted: get new consent with" in failing(synced)["published consents_last"]
+    store.write("bo", replace(store.read("bo"), refused_at=time.time()))  # which `complete` tells
+    assert failing(synced) == {}
     (synced.settings.state_dir / "accounts/ana.json").write_text("{")
     assert "damaged" in failing(synced)["published consents_last"]
 
@@ -203,3 +204,17 @@ def test_the_data_folder_may_be_copied_elsewhere(synced: Place, tmp_path: Path) 
     shutil.copytree(synced.settings.data_dir, tmp_path / "elsewhere", symlinks=True)
     synced.overrides["data_dir"] = tmp_path / "elsewhere"
     assert failing(synced) == {}
+
+
+def test_a_publication_that_was_refused_is_told_until_one_succeeds(synced: Place) -> None:
+    change(synced, "DELETE FROM raw.action_items WHERE _account = 'bo'")
+    with (
+        Warehouse(synced.settings.data_dir, origin=None) as warehouse,
+        pytest.raises(StorageError, match="nothing is published"),
+    ):
+        publish(warehouse, datetime.now(UTC))
+    problems = [found for found in examine(lambda: synced.settings, offline=True) if found.level == "problem"]
+    assert [(found.subject, "the history tells of" in found.found) for found in problems] == [("published", True)]
+    assert "contio-pipeline sync lists everything anew" in problems[0].remedy
+    assert synced.sync().complete  # which brings back what the API still holds
+    assert all(found.level != "problem" for found in examine(lambda: synced.settings, offline=True))

@@ -76,7 +76,10 @@ def test_nights_heal_are_one_run_each_survive_kills_and_company_and_tell_what_is
             world.insert(stream, 2, account=name, start_time=f"{today - timedelta(days=day)}T10:00:00Z")
     settings = EVERY_MINUTE | {"CONTIO_ALERT_URL": receiver.url, "CONTIO_LOG_FORMAT": "json"}
     with running(place, tmp_path, **settings) as up:
-        [first] = wait_for(lambda: ended(up, "SUCCESS"), up)
+        died = everything_dies_during_a_run(up)
+    with running(place, tmp_path, **settings) as up:
+        assert wait_for(lambda: died in ended(up, "FAILURE"), up)
+        first = wait_for(lambda: ended(up, "SUCCESS"), up)[0]
         truth.check(world, place.settings, list(world.accounts))  # the first night caught up with ten days
         assert tags_of(up, first)["dagster/asset_partition_range_start"] == str(today - timedelta(days=16))
         a_run_that_is_killed_blocks_no_other(up)
@@ -102,7 +105,23 @@ def test_nights_heal_are_one_run_each_survive_kills_and_company_and_tell_what_is
     assert not [secret for secret in place.secrets for body in receiver.bodies if secret.encode() in body]
     said = [line for line in (tmp_path / "up.log").read_text().splitlines() if line.startswith("{")]
     assert len([json.loads(line) for line in said]) > 50
+    assert not [line for line in said if '"DEBUG"' in line]
     assert place.look_for_secrets(tmp_path) > 50
+
+
+def everything_dies_during_a_run(up: Up) -> str:
+    """As when the power fails; returns the run."""
+    up.place.sandbox.latency = 1
+    wait_for(lambda: ended(up, "STARTED") and writer(up.place.settings.data_dir), up)
+    [run] = ended(up, "STARTED")
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(up.place.settings.data_dir).encode() in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+        except OSError:  # it is gone, or another user's
+            continue
+    up.place.sandbox.latency = 0
+    return run
 
 
 def a_run_that_is_killed_blocks_no_other(up: Up) -> None:

@@ -29,10 +29,12 @@ def status(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback doe
 
     It reads the current generation, never the working file, so it can be asked at any moment.
     """
-    from contio_pipeline.publish import ask, current
+    from contio_pipeline.publish import ask, current, refused
     from contio_pipeline.settings import load_settings
 
     generation = current(load_settings().data_dir)
+    if told := refused(generation.folder.parent.parent):
+        print(f"Since then: {told}\n", file=sys.stderr)
     print(f"Published {generation.published_at:%Y-%m-%d %H:%M:%S} UTC: {generation.folder}\n")
     for heading, sql in _STATUS.items():
         answer = ask(generation, sql)

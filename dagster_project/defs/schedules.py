@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, timedelta
+from typing import Any
 
 import dagster as dg
 
@@ -27,14 +28,14 @@ def nightly(settings: Settings) -> dg.ScheduleDefinition:
     days that are marked; of each account is listed what it needs (`contio_pipeline.night`).
     """
 
-    def request(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    def request(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         night = days_of_a_night(settings, published_windows(settings), context.scheduled_execution_time.astimezone(UTC))
         assert night.start  # noqa: S101 - it has both ends
         assert night.end  # noqa: S101
         tags = range_tags(night.start.date(), night.end.date() - timedelta(days=1))
-        return dg.RunRequest(
-            tags=tags, run_config={"resources": {"contio": {"config": {"night": True, "digest": True}}}}
-        )
+        if context.instance.get_runs_count(dg.RunsFilter(job_name="window", statuses=_NOT_BEGUN)):
+            return dg.SkipReason("the night before has not begun yet, and will do this one's work too")
+        return dg.RunRequest(tags=tags, run_config=_configured(night=True, digest=True))
 
     return _schedule(
         "nightly",
@@ -56,9 +57,17 @@ def weekly(settings: Settings) -> dg.ScheduleDefinition:
         settings,
         cron_schedule=settings.weekly_cron,
         job_name="full_sync",
-        run_config={"resources": {"contio": {"config": {"digest": True}}}},
+        run_config=_configured(digest=True),
         description="Everything, whatever its date.",
     )
+
+
+_NOT_BEGUN = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
+
+
+def _configured(**contio: bool) -> dict[str, Any]:
+    """A run's configuration; its log holds what happened, not each of Dagster's own events."""
+    return {"resources": {"contio": {"config": contio}}, "loggers": {"console": {"config": {"log_level": "INFO"}}}}
 
 
 def _schedule(name: str, variable: str, settings: Settings, **arguments: object) -> dg.ScheduleDefinition:

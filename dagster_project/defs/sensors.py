@@ -9,9 +9,9 @@ from typing import Any
 import dagster as dg
 
 from contio_pipeline import streams
-from contio_pipeline.alerts import Alerts
+from contio_pipeline.alerts import Alerts, told_of
 from contio_pipeline.errors import StorageError
-from contio_pipeline.health import Problem, checks
+from contio_pipeline.health import PUBLISHED, Problem, checks
 from contio_pipeline.settings import Settings, load_settings
 from contio_pipeline.sync import published_case
 from dagster_project.resource import PROBLEMS, TOLD_BY_CHECKS, evaluation_of, result_of
@@ -43,17 +43,30 @@ def run_failures(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
     )
     def sensor(context: dg.RunFailureSensorContext) -> None:
         failures = [event.step_failure_data for event in context.get_step_failure_events()]
-        texts = [context.failure_event.message or "the run failed"] if not failures else []
+        texts = [] if failures else [_ended_how(context.failure_event.message or "")]
         for failure in failures:
             user = failure.user_failure_data
             if not user or TOLD_BY_CHECKS not in user.metadata:
                 error = failure.error_display_string.strip().splitlines()
-                texts.append((user and user.description) or (error[0] if error else "a step failed"))
+                texts.append((user and user.description) or _ended_how(error[0] if error else ""))
+        texts = [text for text in texts if text]
         job = context.dagster_run.job_name
         problems = [Problem(text, f"the job {job}") for text in dict.fromkeys(texts)]
         Alerts(load_settings()).update({_source(job): problems})
 
     return sensor
+
+
+def _ended_how(text: str) -> str:
+    """What Dagster says of a run that did not end by itself, for a person; nothing where somebody stopped it."""
+    if "Interrupted" in text:
+        return ""
+    if not text or "from outside the execution context" in text:
+        return f"the run's {KILLED}"
+    return text
+
+
+KILLED = "process was killed (power, memory, kill -9): what it committed stays, the next night goes on"
 
 
 def check_failures(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
@@ -73,13 +86,17 @@ def check_failures(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
             ascending=True,
             limit=_AT_ONCE,
         )
-        alerts = Alerts(load_settings())
+        settings = load_settings()
+        alerts = Alerts(settings)
         for record in ended:
             run = record.dagster_run
             seen = _seen_by(context.instance, run.run_id)
             if run.status == dg.DagsterRunStatus.SUCCESS:
                 seen[_source(run.job_name)] = []
-            alerts.update(seen, whole=not _only_some_accounts(run))
+            config = _config(run)
+            alerts.update(seen, whole=not config.get("accounts"))
+            if config.get("digest") and settings.digest:
+                alerts.tell(_digest(context.instance, record, alerts))
             since = max(since, record.update_timestamp.replace(tzinfo=UTC))
         return dg.SensorResult(cursor=since.isoformat())
 
@@ -101,10 +118,40 @@ def _seen_by(instance: dg.DagsterInstance, run_id: str) -> dict[str, list[Proble
     return found
 
 
-def _only_some_accounts(run: dg.DagsterRun) -> bool:
+def _config(run: dg.DagsterRun) -> dict[str, Any]:
+    """How the run's resource was configured."""
     resources: Any = run.run_config.get("resources", {})
-    config = resources.get("contio", {}).get("config", {})
-    return bool(config.get("accounts"))
+    config: dict[str, Any] = resources.get("contio", {}).get("config", {})
+    return config
+
+
+def _digest(instance: dg.DagsterInstance, record: dg.RunRecord, alerts: Alerts) -> str:
+    """What a night did, in a few lines."""
+    open_still = [f"still open: {line.removeprefix('• ')}" for line in told_of(alerts.open_problems())[:_MOST_TOLD]]
+    facts = _published_by(instance, record.dagster_run.run_id)
+    if not facts:
+        return "\n".join([":x: contio-pipeline: the night could not be published.", *open_still])
+    minutes = ((record.end_time or 0) - (record.start_time or 0)) / 60
+    mark = ":white_check_mark:" if facts["accounts"] == facts["accounts_complete"] else ":warning:"
+    told = (
+        f"{mark} contio-pipeline: {facts['accounts_complete']} of {facts['accounts']} accounts are complete. "
+        f"{facts['inserted']:,} rows new, {facts['updated']:,} changed, {facts['deleted']:,} gone; "
+        f"{facts['requests']:,} requests in {minutes:.0f} minutes."
+    )
+    return "\n".join([told, *open_still])
+
+
+def _published_by(instance: dg.DagsterInstance, run_id: str) -> dict[str, Any]:
+    """What the run said of its publication; nothing where it did not come to that."""
+    events = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
+    for event in events:
+        made = event.event_log_entry.asset_materialization
+        if made and made.asset_key == dg.AssetKey(PUBLISHED):
+            return {name: value.value for name, value in made.metadata.items()}
+    return {}
+
+
+_MOST_TOLD = 10
 
 
 def _source(job: str) -> str:
