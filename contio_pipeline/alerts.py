@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 from tenacity import RetryError, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from contio_pipeline.errors import Transient
+from contio_pipeline.errors import ApiError, Transient
 from contio_pipeline.folders import private_file, private_folder
 from contio_pipeline.health import Problem
 from contio_pipeline.refresh import http_options, new_http
@@ -117,9 +117,9 @@ class Alerts:
             return False
         try:
             self._post(url.get_secret_value(), {"text": self._redacted(text)[:_LONGEST]})
-        except (RetryError, Transient, httpx.HTTPError) as error:
+        except (RetryError, ApiError, httpx.HTTPError) as error:
             cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
-            why = str(cause) if isinstance(cause, Transient) else type(cause).__name__
+            why = str(cause) if isinstance(cause, ApiError) else type(cause).__name__
             log.warning("the alert could not be sent (%s); it is tried again with the next one", why)
             return False
         return True
@@ -139,7 +139,7 @@ class Alerts:
         ):
             raise Transient(f"status {answer.status_code}")
         if not answer.is_success:
-            log.warning("the alert was refused with status %d: see CONTIO_ALERT_URL", answer.status_code)
+            raise ApiError(f"refused with status {answer.status_code}: see CONTIO_ALERT_URL")
 
     def _redacted(self, text: str) -> str:
         """No message holds a secret; should one ever do, it is not sent."""

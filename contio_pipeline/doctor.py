@@ -23,9 +23,11 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from contio_pipeline import __version__
 from contio_pipeline.accounts import missing_scopes, who
+from contio_pipeline.alerts import Alerts
 from contio_pipeline.auth import CONSENT, Tokens, TokenStore, how_to_renew
 from contio_pipeline.client import Client, new_budgets, server_name
 from contio_pipeline.errors import (
@@ -129,6 +131,7 @@ def examine(
     *,
     accounts: Sequence[str] = (),
     offline: bool = False,
+    alert: bool = False,
     ask_undocumented: bool = True,
     patience: float = 60.0,
     mounts: Path = MOUNTS,
@@ -139,6 +142,7 @@ def examine(
         load: reads the settings.
         accounts: names; empty means all.
         offline: ask the API nothing.
+        alert: send a message to whoever is told of trouble.
         ask_undocumented: ask the API what nobody documents, and compare with the last time.
         patience: seconds, in all, to wait for the request budget while others use it.
         mounts: the table of what is mounted where.
@@ -169,8 +173,24 @@ def examine(
         yield from _versions()
         yield from _guarded("budget", _budget(settings))
         yield from _guarded("data", _data(case))
+        yield _alerts(settings, alert=alert)
         if ask_undocumented and not offline:
             yield from _guarded("API", _undocumented(case))
+
+
+def _alerts(settings: Settings, *, alert: bool) -> Finding:
+    """Whether somebody is told of trouble."""
+    if settings.alert_url is None:
+        remedy = "set CONTIO_ALERT_URL to a webhook" if alert else ""
+        return Finding("alerts", "webhook", "problem" if alert else "ok", "off: CONTIO_ALERT_URL is not set", remedy)
+    host = urlsplit(settings.alert_url.get_secret_value()).hostname
+    if not alert:
+        return Finding("alerts", "webhook", "ok", f"trouble is told to {host}; --alert sends a message to try it")
+    if Alerts(settings).tell("contio-pipeline: this is a test, sent by doctor --alert."):
+        return Finding("alerts", "webhook", "ok", f"a message was sent to {host}")
+    return Finding(
+        "alerts", "webhook", "problem", f"no message could be sent to {host}", "see the warning, and CONTIO_ALERT_URL"
+    )
 
 
 class _Busy(ApiError):

@@ -115,7 +115,7 @@ def test_a_receiver_that_refuses_or_is_not_there_fails_nobody(
     told: Alerts, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver.statuses = [404]
-    assert told.tell("hello")
+    assert not told.tell("hello")
     assert "refused with status 404: see CONTIO_ALERT_URL" in caplog.text
     receiver.stop()
     assert not told.tell("hello")

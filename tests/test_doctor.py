@@ -19,7 +19,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from conftest import Place
+from conftest import Place, Receiver
 
 from contio_pipeline import doctor, workfile
 from contio_pipeline.auth import Tokens, TokenStore
@@ -76,12 +76,24 @@ def test_where_all_is_well_nothing_is_found(small: Place) -> None:
     assert bad(findings) == set()
     assert {finding.area for finding in findings} == {
         "configuration", "account", "machine", "disk", "permissions", "file system", "versions", "budget", "data", "tables",
-        "API",
+        "alerts", "API",
     }  # fmt: skip
     assert "ana@example.com" in one(findings, "account", "ana").found
     assert one(findings, "versions", "duckdb").found == duckdb.__version__
     assert small.world.client_secret not in str(findings)
     assert "cto_" not in str(findings).replace(small.world.client_id, "")
+
+
+def test_whoever_is_told_of_trouble_can_be_tried(small: Place, receiver: Receiver) -> None:
+    assert one(look(small, offline=True, alert=True), "alerts", "webhook").level == "problem"
+    small.overrides["alert_url"] = receiver.url
+    assert "--alert sends a message" in one(look(small, offline=True), "alerts", "webhook").found
+    assert receiver.texts == []
+    found = one(look(small, offline=True, alert=True), "alerts", "webhook")
+    assert (found.level, found.found) == ("ok", "a message was sent to 127.0.0.1")
+    assert receiver.texts == ["contio-pipeline: this is a test, sent by doctor --alert."]
+    receiver.statuses = [404]
+    assert one(look(small, offline=True, alert=True), "alerts", "webhook").level == "problem"
 
 
 # Accounts, clock ----------------------------------------------------------------------------------------------------------

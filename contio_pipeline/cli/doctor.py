@@ -19,6 +19,7 @@ def doctor(
         typer.Option("--no-probe", help="Do not ask the API what its documentation leaves open (about 25 requests)."),
     ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Ask the API nothing.")] = False,
+    alert: Annotated[bool, typer.Option("--alert", help="Send a message to CONTIO_ALERT_URL, to try it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
@@ -30,7 +31,7 @@ def doctor(
     """
     from contio_pipeline.doctor import examine
 
-    findings = list(examine(accounts=account or (), offline=offline, ask_undocumented=not no_probe))
+    findings = list(examine(accounts=account or (), offline=offline, alert=alert, ask_undocumented=not no_probe))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
