@@ -29,6 +29,7 @@ from contio_pipeline.errors import (
     ApiError,
     BrokenAnswer,
     Cancelled,
+    Enough,
     ScopeMissing,
     Throttled,
     TokensThrottled,
@@ -196,7 +197,13 @@ class Client:
     All methods may raise `AccountError` (the account needs a person), `ApiError` (final) or `Cancelled`.
     """
 
-    def __init__(self, settings: Settings, on_wait: Callable[[float], None] = lambda _seconds: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        on_wait: Callable[[float], None] = lambda _seconds: None,
+        *,
+        most_requests: int | None = None,
+    ) -> None:
         self.traffic = Traffic()
         self.context = ""  # account and stream at work, for the log
         self._settings = settings
@@ -207,6 +214,7 @@ class Client:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._out_of_patience = False
         self._given_up = self._failed_in_a_row = 0
+        self._most_requests, self._begun = most_requests, 0
         self._page_size: int | None = PAGE_SIZE  # None: the server's own
         self._store = TokenStore(settings.state_dir)
         self._auths: dict[str, AccountAuth] = {}
@@ -430,6 +438,7 @@ class Client:
         def attempt() -> R:
             nonlocal waited
             self._stop_if_asked()
+            self._count_if_limited()
             before = time.monotonic()
             with self._budget.slot():
                 waited += time.monotonic() - before
@@ -465,6 +474,23 @@ class Client:
             raise
         self._out_of_patience, self._failed_in_a_row = False, 0
         return result
+
+    def _count_if_limited(self) -> None:
+        """Take one of the requests that were asked for at most."""
+        if self._most_requests is None:
+            return
+        with self._counting:
+            if self._begun >= self._most_requests:
+                raise Enough(
+                    f"{self._most_requests:,} requests were sent, as --max-requests asked: what was read is kept; run it again "
+                    "to go on"
+                )
+            self._begun += 1
+
+    def budget_left(self) -> tuple[int, int]:
+        """How many requests may be sent at once now, and how many in each window of time."""
+        allowed = self._budget.allowed()
+        return max(0, allowed - self._budget.used()), allowed
 
     def _pause(self, state: RetryCallState) -> float:
         """Seconds until the next try: what the server asked for, else exponential with jitter."""

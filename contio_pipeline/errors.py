@@ -62,6 +62,10 @@ class Unauthorized(ApiError):
     """401 although the access token was just refreshed."""
 
 
+class Enough(ApiError):
+    """As many requests were sent as were asked for at most."""
+
+
 class Transient(ApiError):
     """An answer, or the lack of one, that another try may mend.
 

@@ -39,7 +39,7 @@ filter does not mean the field that the stream declares."""
 _HIDDEN_SHARE = 0.2
 """A full list that lacks more than this share of rows that can be read by id is not believed."""
 
-_SAMPLE = 5
+SAMPLE = 5
 """So many rows are read by id to see whether the list holds all of them."""
 
 _RANGE_REFUSED = frozenset({400, 413, 422})
@@ -49,7 +49,7 @@ _LONG_GAP = timedelta(days=35)
 _SHORTENED = timedelta(days=28)
 """The parts in which a range is listed when the server shortens long ones without a word."""
 
-_OBSERVED_LATELY = timedelta(days=28)
+OBSERVED_LATELY = timedelta(days=28)
 """How long what was observed of the API is relied on before it is looked at again."""
 
 _Range = tuple[datetime, datetime]
@@ -119,7 +119,7 @@ class Lister:
         """
         if stream.dates != "optional" or self._warehouse.live_rows(stream, account):
             return False
-        named = self._warehouse.named_elsewhere(stream, account, _SAMPLE)
+        named = self._warehouse.named_elsewhere(stream, account, SAMPLE)
         answers = self._client.in_parallel(partial(self._ask, account, stream), named)
         return any(
             isinstance(answer, dict) and answer.get("id") == name for name, answer in zip(named, answers, strict=True)
@@ -167,7 +167,7 @@ class Lister:
         if not report.plan.open_rows or not stream.open_field:
             return None
         seen = self._warehouse.assumption(stream, "open_filter", report.account)
-        lately = seen and datetime.now(UTC) - seen["observed_at"] < _OBSERVED_LATELY
+        lately = seen and datetime.now(UTC) - seen["observed_at"] < OBSERVED_LATELY
         return None if seen and lately and not seen["holds"] else stream.open_field
 
     def _believed(self, report: StreamReport, stream: Stream, stage: Stage, scope: Scope) -> Scope:
@@ -219,7 +219,7 @@ class Lister:
         if stream.dates == "required" and scope.dates:
             failure = self._read_parts(report, stream, stage, scope.dates)
         else:
-            failure = self._read_range(report, stream, stage, scope.dates and _as_params(scope.dates))
+            failure = self._read_range(report, stream, stage, scope.dates and as_params(scope.dates))
             if scope.open_field and not failure:
                 failure = self._read_range(report, stream, stage, {scope.open_field: "false"})
             empty = not failure and scope.undated and not report.listing.total
@@ -232,13 +232,13 @@ class Lister:
     def _read_parts(self, report: StreamReport, stream: Stream, stage: Stage, dates: _Range) -> ContioError | None:
         """A range that must be named, in parts as long as the server takes: no cap on its length is documented."""
         seen = self._warehouse.assumption(stream, "long_ranges", report.account)
-        lately = seen and not seen["holds"] and datetime.now(UTC) - seen["observed_at"] < _OBSERVED_LATELY
+        lately = seen and not seen["holds"] and datetime.now(UTC) - seen["observed_at"] < OBSERVED_LATELY
         longest = timedelta(days=int(seen["detail"])) if seen and lately else None
         refused = None
         todo = _parts(dates, longest)
         while todo:
             begin, end = todo[0]
-            failure = self._read_range(report, stream, stage, _as_params((begin, end)))
+            failure = self._read_range(report, stream, stage, as_params((begin, end)))
             if isinstance(failure, ApiError) and failure.status in _RANGE_REFUSED and end - begin > A_DAY:
                 longest = refused = max((end - begin) / 2, A_DAY) // A_DAY * A_DAY
                 todo = _parts((begin, dates[1]), longest)
@@ -253,7 +253,7 @@ class Lister:
                     break
                 refused, report.listing.total = length, 0
                 for part in _parts(dates, length):
-                    if failure := self._read_range(report, stream, stage, _as_params(part)):
+                    if failure := self._read_range(report, stream, stage, as_params(part)):
                         return failure
         if refused:
             self._observe(report, stream, "long_ranges", holds=False, detail=str(refused // A_DAY))
@@ -267,7 +267,7 @@ class Lister:
         about_now = min(self._work.report.started_at, dates[1]) - _LONG_GAP
         found: list[str] = []
         for begin in sorted({last, last + (dates[1] - last) / 2, max(last, about_now)}):
-            pages = self._client.pages(report.account, stream.path, _as_params((begin, dates[1])), parallel=False)
+            pages = self._client.pages(report.account, stream.path, as_params((begin, dates[1])), parallel=False)
             try:
                 page, _plan = next(pages)
             except (AccountError, ApiError) as error:
@@ -351,12 +351,12 @@ class Lister:
         Some are compared now and then, and at once where rows changed without a new version, or lost what they held.
         """
         seen = self._warehouse.assumption(stream, "full_lists")
-        lately = seen and datetime.now(UTC) - seen["observed_at"] < _OBSERVED_LATELY
+        lately = seen and datetime.now(UTC) - seen["observed_at"] < OBSERVED_LATELY
         if seen and lately and not seen["holds"]:
             return True
         rows: list[dict[str, Any]] = []
         if not failure:
-            rows = stage.suspects(report.account, _SAMPLE) if lately else stage.sample(_SAMPLE)
+            rows = stage.suspects(report.account, SAMPLE) if lately else stage.sample(SAMPLE)
         answers = self._client.in_parallel(partial(self._ask, report.account, stream), [row["id"] for row in rows])
         compared, lacks = 0, set[str]()
         for row, answer in zip(rows, answers, strict=True):
@@ -711,7 +711,8 @@ def _parts(dates: _Range, longest: timedelta | None) -> list[_Range]:
     return [*parts, (begin, end)]
 
 
-def _as_params(dates: _Range) -> dict[str, str]:
+def as_params(dates: _Range) -> dict[str, str]:
+    """A half-open range of instants as lists take it."""
     return {"start_date": _instant(dates[0]), "end_date": _instant(dates[1])}
 
 

@@ -26,6 +26,7 @@ from contio_pipeline.errors import (
     ApiError,
     ConfigError,
     ContioError,
+    Enough,
     StorageError,
     Throttled,
     Transient,
@@ -64,6 +65,7 @@ def sync(
     documents: bool = True,
     night: bool = False,
     verify_documents: bool = False,
+    most_requests: int | None = None,
     listener: Listener | None = None,
     declared: tuple[Stream, ...] = STREAMS,
 ) -> SyncReport:
@@ -78,6 +80,7 @@ def sync(
         night: list what a night lists instead, account by account: see `night.plan_night`.
         documents: whether to download contents.
         verify_documents: download all contents again, compare and repair.
+        most_requests: stop, cleanly, after so many.
         listener: is told how the work goes on.
         declared: the streams that exist.
 
@@ -103,6 +106,7 @@ def sync(
         window=window,
         night=night,
         verify_documents=verify_documents,
+        most_requests=most_requests,
         listener=listener,
         declared=declared,
     ) as run:
@@ -158,6 +162,7 @@ class Run:
         window: Window = Window(),  # noqa: B008 - immutable
         night: bool = False,
         verify_documents: bool = False,
+        most_requests: int | None = None,
         listener: Listener | None = None,
         declared: tuple[Stream, ...] = STREAMS,
         mounts: Path = MOUNTS,
@@ -179,7 +184,7 @@ class Run:
             if erasure := unfinished(settings.data_dir):
                 log.warning("%s", erasure)
             listener = listener or Nobody()
-            client = opening.enter_context(Client(settings, listener.waiting))
+            client = opening.enter_context(Client(settings, listener.waiting, most_requests=most_requests))
             now = datetime.now(UTC)
             window = usual_window(settings, now.date()) if night else window
             report = SyncReport(run_id or uuid.uuid4().hex, now, window)
@@ -329,8 +334,8 @@ class Run:
             work(report)
         except (AccountError, ApiError, ConfigError) as error:
             report.incomplete(str(error))
-            broken = broken or (error if isinstance(error, AccountError | Throttled) else None)
-            self._halted = error if isinstance(error, Throttled) else self._halted
+            broken = broken or (error if isinstance(error, AccountError | Throttled | Enough) else None)
+            self._halted = error if isinstance(error, Throttled | Enough) else self._halted
         report.listing.requests = traffic.requests - before.requests
         report.throttled = traffic.throttled - before.throttled
         report.bytes = traffic.bytes - before.bytes
@@ -366,7 +371,9 @@ class Run:
             listing.rows = listing.total = self._profile(account)
         except (AccountError, ConfigError, ApiError) as error:
             listing.complete, listing.reason, broken = False, str(error), error
-            self._halted = error if isinstance(error, Throttled) else None  # it was None: this account was tried
+            self._halted = (
+                error if isinstance(error, Throttled | Enough) else None
+            )  # it was None: this account was tried
         listing.requests = self._work.client.traffic.requests - before
         self._work.warehouse.put_window(account, PROFILE_NAME, Window(), listing, self.report.run_id, datetime.now(UTC))
         return broken

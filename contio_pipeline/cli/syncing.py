@@ -8,36 +8,43 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from contio_pipeline.cli.common import Verbose, app, command, show, tell
+from contio_pipeline.cli.common import Verbose, app, as_table, command, show, tell
 from contio_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from contio_pipeline.work import StreamReport, SyncReport
 
-_A_MINUTE = 60.0
+_A_MINUTE, _SOME_HOURS = 60.0, 120
+
+Since = Annotated[
+    str | None,
+    typer.Option(help="First day of a window (YYYY-MM-DD, UTC), or an instant (RFC 3339).", metavar="D"),
+]
+Until = Annotated[
+    str | None,
+    typer.Option(help="End of the window, itself not included; without it, the end of today.", metavar="D"),
+]
+Night = Annotated[
+    bool,
+    typer.Option("--night", help="What the nightly schedule does: each account's own window, or everything if cheap."),
+]
+Accounts = Annotated[
+    list[str] | None, typer.Option("--account", help="Only this account (repeatable).", metavar="NAME")
+]
+Streams = Annotated[list[str] | None, typer.Option("--stream", help="Only this stream (repeatable).", metavar="NAME")]
+Documents = Annotated[
+    bool, typer.Option("--documents/--no-documents", help="Download the contents of context documents.")
+]
 
 
 @command(app)
 def sync(
-    since: Annotated[
-        str | None,
-        typer.Option(help="First day of a window (YYYY-MM-DD, UTC), or an instant (RFC 3339).", metavar="D"),
-    ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option(help="End of the window, itself not included; without it, the end of today.", metavar="D"),
-    ] = None,
-    night: Annotated[
-        bool,
-        typer.Option(
-            "--night", help="What the nightly schedule does: each account's own window, or everything if cheap."
-        ),
-    ] = False,
-    account: Annotated[list[str] | None, typer.Option(help="Only this account (repeatable).", metavar="NAME")] = None,
-    stream: Annotated[list[str] | None, typer.Option(help="Only this stream (repeatable).", metavar="NAME")] = None,
-    documents: Annotated[
-        bool, typer.Option("--documents/--no-documents", help="Download the contents of context documents.")
-    ] = True,
+    since: Since = None,
+    until: Until = None,
+    night: Night = False,
+    account: Accounts = None,
+    stream: Streams = None,
+    documents: Documents = True,
     verify_documents: Annotated[
         bool, typer.Option("--verify-documents", help="Download all contents again, compare, repair.")
     ] = False,
@@ -48,6 +55,10 @@ def sync(
             help="Believe a listing that lacks most of the rows that are known; each is still confirmed.",
         ),
     ] = False,
+    max_requests: Annotated[
+        int | None,
+        typer.Option(help="Stop cleanly after so many requests; what was read is kept.", min=1, metavar="N"),
+    ] = None,
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
     """Make the tables equal to what the API holds, and publish them.
@@ -63,9 +74,7 @@ def sync(
     from contio_pipeline.sync import sync as run_sync
     from contio_pipeline.warehouse import Window
 
-    if night and (since or until):
-        raise ConfigError("--night finds each account's window by itself: leave out --since and --until")
-    window = Window(*_window(since, until))
+    window = Window(*_window(since, until, night=night))
     with _Progress() as listener:
         report = run_sync(
             load_settings(**({"loss_share": 1} if accept_losses else {})),
@@ -75,6 +84,7 @@ def sync(
             night=night,
             documents=documents,
             verify_documents=verify_documents,
+            most_requests=max_requests,
             listener=listener,
         )
     print_report(report)
@@ -82,7 +92,61 @@ def sync(
         raise typer.Exit(1)
 
 
-def _window(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+@command(app)
+def plan(
+    since: Since = None,
+    until: Until = None,
+    night: Night = False,
+    account: Accounts = None,
+    stream: Streams = None,
+    documents: Documents = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """Say what a sync with the same options would cost: requests of each account and stream, rows, minutes at the budget.
+
+    It asks the API for a few totals (one request for each list), and for the rest what is published. It writes nothing, and can
+    be asked at any moment. Documents that nobody knows yet cost a request each; --max-requests caps what a sync may cost.
+    """
+    from contio_pipeline.auth import TokenStore
+    from contio_pipeline.plan import estimate
+    from contio_pipeline.settings import load_settings
+    from contio_pipeline.streams import STREAMS
+    from contio_pipeline.warehouse import Window
+
+    settings = load_settings()
+    found = estimate(
+        settings,
+        accounts=account or TokenStore(settings.state_dir).names(),
+        streams=[one for one in STREAMS if not stream or one.name in stream],
+        window=Window(*_window(since, until, night=night)),
+        night=night,
+        documents=documents,
+    )
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(found) | {"requests": found.requests}, ensure_ascii=False, indent=1))
+        return
+    rows = [(part.account, part.stream, part.rows, part.requests, part.what) for part in found.parts]
+    show(as_table(("account", "stream", "rows", "requests", "what"), rows))
+    more = ", and one for each document that is not known yet" if found.documents_unknown else ""
+    print(
+        f"\n{found.requests:,} requests{more}: about {_duration(found.minutes)} at {settings.rate_limit:,} requests in "
+        f"{settings.rate_window_seconds:g} s. Finding this out took {found.asked:,}."
+    )
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1:
+        return "a minute"
+    return f"{minutes:.0f} minutes" if minutes < _SOME_HOURS else f"{minutes / 60:.1f} hours"
+
+
+def _window(since: str | None, until: str | None, *, night: bool) -> tuple[datetime | None, datetime | None]:
+    if night and (since or until):
+        raise ConfigError("--night finds each account's window by itself: leave out --since and --until")
     if until is not None and since is None:
         raise ConfigError("--until needs --since: a window has a beginning")
     if since is None:
