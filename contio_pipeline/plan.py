@@ -7,7 +7,6 @@ writing, opening the working file: what is known is what is published.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -80,7 +79,6 @@ def estimate(
     window: Window,
     night: bool,
     documents: bool,
-    ask: bool = True,
 ) -> Estimate:
     """Find out what a sync with the same options would cost.
 
@@ -91,20 +89,18 @@ def estimate(
         window: of days; without ends everything.
         night: each account by its own plan instead.
         documents: whether contents would be downloaded.
-        ask: the API for totals; else only what is published is taken, as if nothing had changed since.
 
     Returns:
         The estimate; where an account or a stream cannot be asked, its part says why.
     """
     found, sampled = Estimate(), set[str]()
-    with ExitStack() as stack:
-        client = stack.enter_context(Client(settings)) if ask else None
+    with Client(settings) as client:
         for account in accounts:
             one = _Account(settings, client, account, window if not night else None, sampled)
             found.parts.extend(one.parts(streams, documents=documents))
             found.documents_unknown |= documents and one.lists_anew
-        found.asked = client.traffic.requests if client else 0
-        left, allowed = client.budget_left() if client else (settings.rate_limit, settings.rate_limit)
+        found.asked = client.traffic.requests
+        left, allowed = client.budget_left()
     beyond = max(0, found.requests - left)
     at_once = found.requests * _LATENCY / IN_FLIGHT
     found.minutes = max(at_once, beyond / allowed * settings.rate_window_seconds) / 60
@@ -123,7 +119,7 @@ class _Account:
     """
 
     def __init__(
-        self, settings: Settings, client: Client | None, account: str, window: Window | None, sampled: set[str]
+        self, settings: Settings, client: Client, account: str, window: Window | None, sampled: set[str]
     ) -> None:
         self._settings = settings
         self._client = client
@@ -209,33 +205,20 @@ class _Account:
         if stream.dates == "required":
             dates = dates or self._settings.calendar_range(self._now)
         params = as_params(dates) if dates else {}
-        if self._client:
-            return self._client.page(self._account, stream.path, {**params, "limit": "1"}).total
-        if not any(row["complete_at"] for row in self._listed(stream)):
-            raise ApiError("it was never listed completely")
-        return self._live(stream, dates)
+        return self._client.page(self._account, stream.path, {**params, "limit": "1"}).total
 
     def _listed(self, stream: Stream) -> list[dict[str, Any]]:
         return self._ask(f"SELECT * FROM {WINDOWS.full_name} WHERE account = $me AND stream = '{stream.name}'")
 
     def _open(self, stream: Stream, field_name: str) -> int:
         """How many of its rows are not done."""
-        if self._client:
-            return self._client.page(self._account, stream.path, {field_name: "false", "limit": "1"}).total
-        return self._count(stream, f"{field_name} IS FALSE")
+        return self._client.page(self._account, stream.path, {field_name: "false", "limit": "1"}).total
 
-    def _live(self, stream: Stream, dates: tuple[datetime, datetime] | None = None) -> int:
+    def _live(self, stream: Stream) -> int:
         """How many rows are published that are not gone."""
-        within = "true"
-        if dates:
-            within = (
-                f"{stream.date_field} >= '{dates[0].isoformat()}' AND {stream.date_field} < '{dates[1].isoformat()}'"
-            )
-        return self._count(stream, within)
-
-    def _count(self, stream: Stream, where: str) -> int:
-        sql = f"SELECT count(*) AS n FROM {stream.table.full_name} WHERE _account = $me AND _deleted_at IS NULL AND {where}"
-        found = self._ask(sql)
+        found = self._ask(
+            f"SELECT count(*) AS n FROM {stream.table.full_name} WHERE _account = $me AND _deleted_at IS NULL"
+        )
         return int(found[0]["n"]) if found else 0
 
     def _observed(self, stream: Stream, assumption: str) -> bool | None:

@@ -10,7 +10,6 @@ import pytest
 from conftest import Place, Receiver
 from pydantic import SecretStr
 
-from contio_pipeline import alerts as module
 from contio_pipeline.alerts import Alerts
 from contio_pipeline.errors import ConfigError
 from contio_pipeline.health import Problem
@@ -21,7 +20,6 @@ from contio_pipeline.settings import Settings, load_settings
 def told(new_place: Callable[..., Place], receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Alerts:
     place = new_place(meetings=0, accounts=1)
     place.overrides["alert_url"] = receiver.url
-    monkeypatch.setattr(module, "_LONGEST_PAUSE", 0.05)
     monkeypatch.setattr(Alerts._post.retry, "wait", lambda _state: 0.01)  # type: ignore[attr-defined]
     return Alerts(place.settings)
 
