@@ -32,6 +32,7 @@ from contio_pipeline import __version__
 from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
 from contio_pipeline.folders import flush, private_file
 from contio_pipeline.integrity import MEND, contradictions
+from contio_pipeline.settings import Settings
 from contio_pipeline.streams import RUNS, Table, tables
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.workfile import frugal, with_room
@@ -174,6 +175,11 @@ class Keep:
 
     days: float = 1
     most: int = 300
+
+    @classmethod
+    def asked_for(cls, settings: Settings) -> Keep:
+        """As the settings say."""
+        return cls(settings.keep_generation_days, settings.keep_generations)
 
 
 def publish(

@@ -241,7 +241,7 @@ class Run:
         """
         self._work.listener.publishing()
         report = self.report
-        keep = Keep(self.settings.keep_generation_days, self.settings.keep_generations)
+        keep = Keep.asked_for(self.settings)
         generation, new = publish(self._work.warehouse, datetime.now(UTC), keep=keep)
         report.generation, report.new_generation = generation, new
         report.requests = self._work.client.traffic.requests

@@ -468,3 +468,13 @@ def test_the_sandbox_lists_what_can_go_wrong_and_refuses_the_rest() -> None:
     refused = call("sandbox", "--fault", "page-shirt:3")
     assert refused.returncode == 2
     assert "there is no fault 'page-shirt:3'" in refused.stderr
+
+
+def test_publishing_by_hand_keeps_generations_as_the_settings_say(place: Place) -> None:
+    for title in ("one", "two", "three"):
+        place.world.insert("meetings", title=title)
+        place.sync(accounts=["ana"], streams=["meetings"])
+    generations = place.settings.data_dir / "generations"
+    assert len(list(generations.iterdir())) == 3
+    assert call("publish", env=place.environment | {"CONTIO_KEEP_GENERATIONS": "2"}).returncode == 0
+    assert len(list(generations.iterdir())) == 1  # the current one, and room for the next
