@@ -5,7 +5,7 @@ BIN := .venv/bin
 READERS := 1.2.2 1.3.2 1.4.4 2.0.0
 WORKERS ?= 2
 
-.PHONY: help install demo up test test-nights torture test-duckdb2 test-browser check format lock clean
+.PHONY: help install demo up test test-nights torture bench growth test-duckdb2 test-browser check format lock clean
 help: ## what the targets do
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
@@ -42,6 +42,12 @@ test-nights: install ## run real nights: UI, daemon and schedules, each minute a
 
 torture: install ## kill -9 syncs, publishes and refreshes at random instants, 200 times (ARGS="--kills 1000")
 	@PYTHONPATH=tests $(BIN)/python tests/torture.py $(ARGS)
+
+bench: install ## what each kind of run costs, against a bare fetch of the same pages (ARGS="--meetings 100000 --rate 1000/3 --profile")
+	@PYTHONPATH=tests $(BIN)/python tests/bench.py $(ARGS)
+
+growth: install ## what grows over many nights: files, memory, time (ARGS="--meetings 1000000 --action-items 2000000 --nights 1000")
+	@PYTHONPATH=tests $(BIN)/python tests/growth.py $(ARGS)
 
 test-duckdb2: install $(READERS:%=.venv/duckdb-%/installed) ## run the storage tests and whole syncs on DuckDB 2.0
 	@PYTHONPATH=.venv/duckdb-2.0.0 $(BIN)/python -m pytest -n $(WORKERS) \
