@@ -258,27 +258,29 @@ def bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     client, server = cores()
     if client is not None:
         os.sched_setaffinity(0, {client})  # what is started inherits it
-    todo = [path for path in paths(options.end) if not options.only or path.name in options.only]
+    every = paths(options.end)
+    todo = [path for path in every if not options.only or path.name in options.only]
+    every = every[: every.index(todo[-1]) + 1]  # what comes later stands on what comes before
     runs: dict[str, list[dict[str, Any]]] = {path.name: [] for path in todo}
     profiles = {}
     with Load(options, server) as load:
         for repeat in range(options.repeat):
             place = _installation(folder / str(repeat), load, options)
-            for path in paths(options.end):
+            for path in every:
                 if path in todo:
                     runs[path.name].append(measure(path, place))
                     tell(f"{repeat + 1} of {options.repeat}: {path.name}, {runs[path.name][-1]['wall']:.1f} s")
-                else:  # what comes later stands on it
+                else:
                     place.prepare(path)
                     place.run(*path.command)
         if options.profile:
             place = _installation(folder / "profiled", load, options)
-            for path in paths(options.end):
-                place.prepare(path)
-                place.mode("--profiled", str(folder / "profile"), *path.command)
-                if path in todo:
-                    profiles[path.name] = where(folder / "profile")
-                    tell(f"profiled: {path.name}")
+        for path in every if options.profile else ():
+            place.prepare(path)
+            place.mode("--profiled", str(folder / "profile"), *path.command)
+            if path in todo:
+                profiles[path.name] = where(folder / "profile")
+                tell(f"profiled: {path.name}")
     return {
         "options": {name: str(value) for name, value in vars(options).items()},
         "machine": {"python": platform.python_version(), "system": platform.platform(), "pinned": client is not None},

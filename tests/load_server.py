@@ -33,7 +33,7 @@ DAYS = 365
 
 SCOPES = "profile meetings:read action-items:read calendar:read context:read"
 CLIENT_ID, CLIENT_SECRET = "bench", "cto_secret_of_nobody"
-ROOT = "/v1/partner/user/"
+ROOT, CONTROL = "/v1/partner/user/", "/_load/"
 _MOST_ROWS, _USUAL_ROWS = 100, 25
 _LATELY = timedelta(days=7)
 _WORDS = 4000
@@ -223,7 +223,7 @@ class World:
         ids = list(self.lists["meetings"].place)
         pairs = min(documents // 2, len(ids))
         for pair in range(pairs):
-            place = pair * len(ids) // pairs
+            place = (pair + 1) * len(ids) // pairs - 1  # the last meeting has some
             created = datetime.fromisoformat(self.lists["meetings"].dates[place])
             two = [(number, 0, document(number, created, ids[place])) for number in (2 * pair, 2 * pair + 1)]
             self.documents[ids[place]] = two
@@ -356,8 +356,8 @@ class Server:
         """The whole answer, and how long it is to be held back."""
         split = urlsplit(target)
         path, query = split.path, dict(parse_qsl(split.query))
-        if path.startswith("/_load/"):
-            return _json(self.control(path.removeprefix("/_load/"), query)), 0
+        if path.startswith(CONTROL):
+            return _json(self.control(path.removeprefix(CONTROL), query)), 0
         if path == "/oauth2/token":
             return self._exchange(dict(parse_qsl(posted.decode()))), self.latency
         counts = self.counts
@@ -529,7 +529,8 @@ class Connection(asyncio.Protocol):
             method, target, _ = line.decode("ascii").split(" ")
             server = self._server
             server.in_flight += 1
-            server.counts.peak = max(server.counts.peak, server.in_flight)
+            if not target.startswith(CONTROL):
+                server.counts.peak = max(server.counts.peak, server.in_flight)
             answer, wait = server.answer(method, target, headers.get(b"authorization", b""), posted)
             if wait:
                 asyncio.get_running_loop().call_later(wait, self._send, answer)
