@@ -49,6 +49,10 @@ THREADS = 4
 """Of the bare fetch: as many requests at once as the pipeline sends."""
 
 SHOWN = 15
+PYTHON = "Python (compiled)"
+Function = tuple[str, int, str]
+"""As the profiler names one: file, line, name."""
+
 DAYS = 7
 
 # Measuring ----------------------------------------------------------------------------------------------------------------
@@ -388,18 +392,24 @@ def where(file: Path) -> dict[str, Any]:
     """Where the time of a profiled run went: the dearest functions by their own time, and all modules that matter."""
     import pstats
 
-    stats: dict[tuple[str, int, str], tuple[int, int, float, float, Any]] = pstats.Stats(str(file)).stats  # type: ignore[attr-defined]
+    stats: dict[Function, tuple[int, int, float, float, dict[Function, tuple[int, int, float, float]]]]
+    stats = pstats.Stats(str(file)).stats  # type: ignore[attr-defined]
     total = sum(one[2] for one in stats.values()) or 1.0
     dearest = sorted(stats.items(), key=lambda one: -one[1][2])[:SHOWN]
     modules: dict[str, float] = {}
-    for (file_name, _, function), (_, _, own, _, _) in stats.items():
-        module = _module(file_name, function)
-        modules[module] = modules.get(module, 0) + own
+    for function, (_, _, own, _, callers) in stats.items():
+        spent = {_module(*function): own}
+        if PYTHON in spent and callers:  # what Python's own types take is their caller's doing
+            spent = {}
+            for caller, (_, _, part, _) in callers.items():
+                spent[_module(*caller)] = spent.get(_module(*caller), 0) + part
+        for module, seconds in spent.items():
+            modules[module] = modules.get(module, 0) + seconds
     return {
         "total": total,
         "functions": [
-            {"where": f"{_module(name, function)}: {function}", "calls": calls, "own": own}
-            for (name, _, function), (calls, _, own, _, _) in dearest
+            {"where": f"{_module(*function)}: {function[2]}", "calls": calls, "own": own}
+            for function, (calls, _, own, _, _) in dearest
         ],
         "modules": [
             {"module": module, "own": own, "share": own / total}
@@ -408,11 +418,11 @@ def where(file: Path) -> dict[str, Any]:
     }
 
 
-def _module(file: str, function: str) -> str:
+def _module(file: str, _line: int, function: str) -> str:
     """A name to add up by: a module of ours, a package of others, a module of Python's."""
     if file == "~":
         known = ("duckdb", "pyarrow", "sqlite3", "_socket", "_json", "posix", "marshal")
-        return next((f"{name} (compiled)" for name in known if name in function), "Python (compiled)")
+        return next((f"{name} (compiled)" for name in known if name in function), PYTHON)
     parts = Path(file.removeprefix("<frozen ").removesuffix(">")).parts
     if "site-packages" in parts:
         return parts[parts.index("site-packages") + 1].removesuffix(".py")
