@@ -7,7 +7,7 @@ some new rows, some changed ones (nine of ten in the window of the last 7 days, 
 gone, each night under the time that it would have. The working file is opened anew each night; each checkpoint is a process of
 its own, so that its memory is its own. Read the table so:
 
-  rows, history     stored in all, in millions: of the lists; of their histories
+  rows, history     stored in all, in thousands: of the lists; of their histories
   windows, runs     rows of ops.windows and ops.runs
   file, free        MB of the working file, and of its blocks that hold nothing
   gen. file         MB of the DuckDB file of the newest generation
@@ -49,7 +49,7 @@ from contio_pipeline.warehouse import Listing, Scope, Warehouse, Window
 
 ACCOUNT = "growth"
 ZERO = datetime(2026, 1, 1, tzinfo=UTC)
-"""Midnight of the first night."""
+"""Midnight before the first sync."""
 
 AT = timedelta(hours=2, minutes=15)
 BACK, AHEAD = 7, 31
@@ -215,7 +215,7 @@ class Nights:
 
     def bulk(self) -> None:
         """The first sync: everything, one listing for each stream."""
-        now = ZERO - timedelta(hours=1)
+        now = ZERO + AT  # in the month of the first nights, as everywhere
         with self._open() as warehouse:
             for made in self.made:
                 stage = warehouse.stage(made.stream)
@@ -297,8 +297,8 @@ class Nights:
             blocks = warehouse.query("SELECT * FROM pragma_database_size() WHERE database_name = 'warehouse'")[0]
             found: dict[str, Any] = {
                 "night": night,
-                "rows": sum(count(made.stream.table.full_name) for made in self.made) / 1e6,
-                "history": sum(count(made.stream.history.full_name) for made in self.made) / 1e6,
+                "rows": sum(count(made.stream.table.full_name) for made in self.made) / 1e3,
+                "history": sum(count(made.stream.history.full_name) for made in self.made) / 1e3,
                 "windows": count("ops.windows"),
                 "runs": count("ops.runs"),
                 "free": blocks["free_blocks"] * blocks["block_size"] / MB,
@@ -387,7 +387,7 @@ def report(found: dict[str, Any]) -> str:
     checkpoints = found["checkpoints"]
 
     def shown(name: str, value: float) -> str:
-        digits = 2 if name in {"rows", "history", "commit", "publish", "wall"} else 0
+        digits = 2 if name in {"commit", "publish", "wall"} else 0
         return f"{value:,.{digits}f}"
 
     rows = [[shown(name, one[name]) for name in COLUMNS] for one in checkpoints]

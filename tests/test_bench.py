@@ -132,8 +132,8 @@ def test_growth_ends_with_the_rows_that_it_made(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "found.json").read_text())
     first, *_, last = found["checkpoints"]
     assert [one["night"] for one in found["checkpoints"]] == [0, 1, 2, 4]
-    assert first["rows"] == pytest.approx(0.005)
-    assert last["rows"] == pytest.approx(0.005 + 2 * 4 * 25 / 1e6)
+    assert first["rows"] == 5
+    assert last["rows"] == 5 + 2 * 4 * 25 / 1e3
     assert last["history"] > last["rows"]
     assert last["windows"] == 2 + 2 * 4
     assert last["runs"] == 5
