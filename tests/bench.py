@@ -78,7 +78,12 @@ def measured(command: Sequence[str], folder: Path, environment: dict[str, str], 
     with source.open() as stdin, said.open("w+") as log:
         begun = time.monotonic()
         process = subprocess.Popen(command, env=environment, stdin=stdin, stdout=log, stderr=log, cwd=folder)
-        _, status, used = os.wait4(process.pid, 0)
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         wall = time.monotonic() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -117,9 +122,14 @@ class Load(AbstractContextManager["Load"]):
     ) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        self._process.stdin.close()  # it ends by that
         self._process.stdout.close()
-        self._process.wait(10)
+        try:
+            self._process.wait(10)
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
 
     def ask(self, what: str) -> Any:
         """See `load_server.Server.control`."""
