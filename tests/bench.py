@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -553,6 +554,8 @@ def main() -> int:
         mode(*sys.argv[2:])
         return 0
     options = parse(sys.argv[1:])
+    for ends in (signal.SIGINT, signal.SIGTERM):  # nothing is left behind, nor when a shell's `&` had SIGINT ignored
+        signal.signal(ends, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="contio-bench-") as folder:
         found = bench(options, Path(folder))
     if options.json:
