@@ -573,8 +573,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=rate,
         default=(0, 300.0),
         metavar="N/SECONDS",
-        help="answer 429 beyond so many requests in any so many seconds; the API's is 1000/300, and 1000/3 is the same in a "
-        "hundredth of the time (off)",
+        help="answer 429 beyond so many requests in any so many seconds; the API's is 1000/300, 1000/30 is the same in a "
+        "tenth of the time, 1000/3 in a hundredth, where the machine can do 333 a second (off)",
     )
 
 

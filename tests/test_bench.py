@@ -146,3 +146,20 @@ def test_rows_of_a_day_and_the_day_of_a_row_are_each_others_inverse() -> None:
     for day in (-365, -200, -1, 0, 1, 50):
         assert all(made.day_of(number) == day for number in made.day(day))
     assert sum(len(made.day(day)) for day in range(-365, 0)) == made.bulk
+
+
+def test_a_verdict_tells_what_grows_with_what() -> None:
+    def said(*values: float) -> str:
+        nights = (10, 20, 30, 40, 50)
+        rows = (100, 110, 120, 130, 140)
+        known = [{"night": night, "rows": row, "history": 2 * row} for night, row in zip(nights, rows, strict=True)]
+        return growth.verdict("file", [one | {"file": value} for one, value in zip(known, values, strict=True)])
+
+    assert said(50, 51, 49, 50, 50) == "flat"
+    assert said(50, 90, 40, 60, 50) == "no trend, between 40 and 90"
+    assert said(50, 55, 60, 65, 70) == "in proportion to rows"
+    assert said(10, 20, 30, 40, 50) == "linear, +1 a night"
+    assert said(10, 20, 30, 32, 33).startswith("levels off")
+    assert said(10, 11, 20, 60, 200).startswith("FASTER THAN LINEAR")
+    assert said(10, 60, 30, 70, 50).startswith("uneven")
+    assert said(90, 60, 50, 40, 20).startswith("shrinks")
