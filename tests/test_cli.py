@@ -337,6 +337,29 @@ def test_a_stop_that_was_lost_on_its_way_is_not_lost(how: signal.Signals) -> Non
     assert b"Stopped" in said
 
 
+DEAF = """
+import signal, sys, threading, time
+from contio_pipeline.cli import app, main
+def hit(how: int) -> None:
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), how)  # noted, and nothing wakes the main thread
+@app.command()
+def deaf() -> None:
+    threading.Thread(target=hit, args=(int(sys.argv[2]),), daemon=True).start()
+    threading.Event().wait()
+sys.argv = ["contio-pipeline", "deaf", *sys.argv[1:]]
+app.registered_commands[-1].context_settings = {"allow_extra_args": True}
+main()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_comes_the_instant_before_a_wait_ends_it(how: signal.Signals) -> None:
+    done = subprocess.run([sys.executable, "-c", DEAF, str(int(how))], capture_output=True, check=False, timeout=15)
+    assert done.returncode == 130
+    assert b"Stopped" in done.stderr
+
+
 @pytest.mark.parametrize("path", ["/user/meetings$", "/content$", "/oauth2/token"])
 def test_a_stopped_sync_does_not_wait_for_a_server_that_says_nothing(path: str, new_place: NewPlace) -> None:
     place = new_place(meetings=10, signed_in="token" not in path)
