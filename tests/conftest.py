@@ -41,6 +41,20 @@ def _clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+_known: dict[str, Settings] = {}
+
+
+def _loaded(values: dict[str, Any]) -> Settings:
+    """The settings, which never change once they are made; validating the same ones again is a tenth of the time of all tests."""
+    if Path(".env").exists():
+        return load_settings(**values)
+    given = {name: value for name, value in os.environ.items() if name.startswith("CONTIO_")}
+    key = repr((values, given, Path.cwd()))
+    if key not in _known:
+        _known[key] = load_settings(**values)
+    return _known[key]
+
+
 @dataclass
 class Place:
     """A sandbox server with its accounts added, and the folders of one installation."""
@@ -65,7 +79,7 @@ class Place:
             "calendar_start": "2025-06-01",
             "calendar_end": "2027-06-01",
         }
-        return load_settings(**(values | self.overrides))
+        return _loaded(values | self.overrides)
 
     @property
     def environment(self) -> dict[str, str]:

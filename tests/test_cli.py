@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import httpx
 import pytest
+from commands import NO_SETTINGS
 from conftest import Place
 from truth import check
 
@@ -27,19 +28,10 @@ from contio_pipeline.warehouse import Warehouse
 NewPlace = Callable[..., Place]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-NO_SETTINGS = {name: value for name, value in os.environ.items() if not name.startswith("CONTIO_")}
 
 
 def call(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "contio_pipeline", *arguments],
-        env=NO_SETTINGS if env is None else env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        **options,
-    )
+    done = commands.command(*arguments, env=env, **options)
     assert "Traceback" not in done.stdout + done.stderr
     return done
 
@@ -101,7 +93,8 @@ def test_query_prints_json_that_every_reader_takes(place: Place) -> None:
     done = call("query", sql, "--format", "json", env=place.environment)
     assert json.loads(done.stdout) == [{"endless": None, "total": 2, "at": "2026-01-01T00:00:00+00:00"}]
     ascii_only = {**place.environment, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    assert call("query", "SELECT '✓' AS mark", env=ascii_only).returncode == 0
+    start = [sys.executable, "-m", "contio_pipeline", "query", "SELECT '✓' AS mark"]
+    assert subprocess.run(start, env=ascii_only, capture_output=True, check=False).returncode == 0
     assert call("query", "SELECT TIMESTAMPTZ 'infinity' AS never", env=place.environment).returncode == 2
 
 
