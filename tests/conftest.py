@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import duckdb
 import httpx
@@ -131,17 +133,56 @@ class Place:
         return [request.path for request in self.sandbox.requests if request.path.endswith(ending)]
 
 
+FirstSyncs = dict[tuple[int, int, int], tuple[int, Path]]
+
+
+@pytest.fixture(scope="session")
+def first_syncs() -> FirstSyncs:
+    """What `new_place` keeps of the first sync of a world: the port of its server, and the data folder."""
+    return {}
+
+
 @pytest.fixture
-def new_place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
-    """Make a place: keyword arguments of World and Sandbox, by their own names, and whether a refresh is due at first."""
+def new_place(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, first_syncs: FirstSyncs
+) -> Iterator[Callable[..., Place]]:
+    """Make a place: keyword arguments of World and Sandbox, by their own names, and whether a refresh is due at first.
+
+    With `synced`, all of it was synced once, in this test or, when that is where the data come from, an earlier one of the
+    worker: for tests of what comes after a first sync.
+    """
     running: list[Sandbox] = []
 
-    def make(*, meetings: int = 40, accounts: int = 3, seed: int = 1, signed_in: bool = True, **server: Any) -> Place:
-        world = World(meetings=meetings, accounts=accounts, seed=seed)
-        sandbox = Sandbox(world, **{"rate_limit": 1_000_000, "oauth_limit": 1_000_000, **server}).start()
+    def serve(world: World, port: int, server: dict[str, Any]) -> Sandbox:
+        sandbox = Sandbox(world, **{"rate_limit": 1_000_000, "oauth_limit": 1_000_000, **server}, port=port).start()
         running.append(sandbox)
+        return sandbox
+
+    def make(
+        *,
+        meetings: int = 40,
+        accounts: int = 3,
+        seed: int = 1,
+        signed_in: bool = True,
+        synced: bool = False,
+        **server: Any,
+    ) -> Place:
+        world = World(meetings=meetings, accounts=accounts, seed=seed)
+        port, data = first_syncs.get((meetings, accounts, seed), (0, None)) if synced else (0, None)
+        try:
+            sandbox = serve(world, port, server)  # the warehouse names the address that its rows came from
+        except OSError:  # somebody has the port now
+            sandbox, data = serve(world, 0, server), None
         place = Place(world, sandbox, tmp_path / f"place{len(running)}")
         place.add_accounts(signed_in=signed_in)
+        if data:
+            shutil.copytree(data, place.settings.data_dir, symlinks=True)
+        elif synced:
+            assert place.sync().complete
+            kept = tmp_path_factory.mktemp("synced") / "data"
+            shutil.copytree(place.settings.data_dir, kept, symlinks=True)
+            first_syncs[meetings, accounts, seed] = urlsplit(sandbox.api_url).port or 0, kept
+            sandbox.reset_log()
         return place
 
     yield make
