@@ -191,9 +191,9 @@ def new_place(
 
 
 @pytest.fixture
-def place(new_place: Callable[..., Place]) -> Place:
-    """The usual place: three accounts, forty meetings."""
-    return new_place()
+def place(new_place: Callable[..., Place], request: pytest.FixtureRequest) -> Place:
+    """The usual place: three accounts, forty meetings; of a test that is marked `synced`, after its first sync."""
+    return new_place(synced=request.node.get_closest_marker("synced") is not None)
 
 
 def wind_back(place: Place, days: int, account: str = "%") -> None:
