@@ -13,7 +13,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,22 @@ class Project:
 
     place: Place
     instance: dg.DagsterInstance
+    loaded: dict[Any, dg.Definitions] = field(default_factory=dict)
+
+    def definitions(self) -> dg.Definitions:
+        """What Dagster loads; loaded again when the settings or the streams are others."""
+        given = tuple((name, value) for name, value in os.environ.items() if name.startswith("CONTIO_"))
+        key = given, tuple(stream.name for stream in streams.STREAMS)
+        if key not in self.loaded:
+            self.loaded[key] = defs()
+        return self.loaded[key]
 
     def run(
         self, job: str, tags: Mapping[str, str] | None = None, resources: dict[str, Any] | None = None
     ) -> dg.ExecuteInProcessResult:
         config = QUIET | ({"resources": {"contio": {"config": resources}}} if resources else {})
         return (
-            defs()
+            self.definitions()
             .resolve_job_def(job)
             .execute_in_process(instance=self.instance, tags=tags, run_config=config, raise_on_error=False)
         )

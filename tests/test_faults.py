@@ -8,12 +8,21 @@ from typing import Any
 
 import pytest
 from conftest import Place
+from tenacity import wait_fixed
 from truth import check
 
+from contio_pipeline import client
 from contio_pipeline.publish import current
 from contio_pipeline.sandbox.faults import BODIES, CALENDAR, FOR_EVER, NAMED, named
 
 NewPlace = Callable[..., Place]
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that fails is tried again, only not after the second that it would wait."""
+    monkeypatch.setattr(client, "_BACK_OFF", wait_fixed(0.2))
+
 
 HARMLESS = {
     "gzip", "deflate", "chunked", "json-duplicate-keys", "json-bom", "limit-capped", "limit-refused", "order-by-change",
@@ -29,7 +38,7 @@ def wrong_place(name: str, new_place: NewPlace) -> tuple[Place, dict[str, Any]]:
     """A place where the fault can happen, and the cheapest sync to which it does."""
     what = NAMED[name]
     place = new_place(meetings=60 if what.path == CALENDAR else 9, accounts=1)
-    place.overrides = {"timeout_seconds": 1, "retry_seconds": 1.5}
+    place.overrides = {"timeout_seconds": 1, "retry_seconds": 0.3}
     two_pages(name, place)
     if what.path == BODIES:
         return place, {"verify_documents": True}
