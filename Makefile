@@ -32,7 +32,7 @@ up: install ## Dagster's UI and daemon on data/, until Ctrl-C (ARGS="--port 3001
 	@exec $(BIN)/python -m dagster_project $(ARGS)
 
 test: install $(READERS:%=.venv/duckdb-%/installed) ## run the tests
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "not browser and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not browser and not slow" $(ARGS)
 
 test-browser: install ## run the tests that need Chromium (Debian: apt-get install chromium)
 	@$(BIN)/python -m pytest -m browser $(ARGS)

@@ -211,6 +211,7 @@ class Client:
         self._stop = threading.Event()
         self._counting = threading.Lock()
         self._large = threading.Lock()
+        self._connecting = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._out_of_patience = False
         self._given_up = self._failed_in_a_row = 0
@@ -241,7 +242,9 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        for connection in list(self._sockets):  # nobody waits for a server that says nothing
+        with self._connecting:
+            connections = list(self._sockets)
+        for connection in connections:  # nobody waits for a server that says nothing
             _hang_up(connection)
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._http.close()
@@ -558,7 +561,8 @@ class Client:
         """Called with all that happens to connections: remember the sockets, to end them when asked to stop."""
         if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
             connection = about["return_value"].get_extra_info("socket")
-            self._sockets.add(connection)
+            with self._connecting:  # a set that grows while it is read is an error
+                self._sockets.add(connection)
             if self._stop.is_set():
                 _hang_up(connection)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import duckdb
 import httpx
@@ -39,6 +41,20 @@ def _clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith("CONTIO_"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+_known: dict[str, Settings] = {}
+
+
+def _loaded(values: dict[str, Any]) -> Settings:
+    """The settings, which never change once they are made; validating the same ones again is a tenth of the time of all tests."""
+    if Path(".env").exists():
+        return load_settings(**values)
+    given = {name: value for name, value in os.environ.items() if name.startswith("CONTIO_")}
+    key = repr((values, given, Path.cwd()))
+    if key not in _known:
+        _known[key] = load_settings(**values)
+    return _known[key]
 
 
 @dataclass
@@ -65,7 +81,7 @@ class Place:
             "calendar_start": "2025-06-01",
             "calendar_end": "2027-06-01",
         }
-        return load_settings(**(values | self.overrides))
+        return _loaded(values | self.overrides)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -117,17 +133,56 @@ class Place:
         return [request.path for request in self.sandbox.requests if request.path.endswith(ending)]
 
 
+FirstSyncs = dict[tuple[int, int, int], tuple[int, Path]]
+
+
+@pytest.fixture(scope="session")
+def first_syncs() -> FirstSyncs:
+    """What `new_place` keeps of the first sync of a world: the port of its server, and the data folder."""
+    return {}
+
+
 @pytest.fixture
-def new_place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
-    """Make a place: keyword arguments of World and Sandbox, by their own names, and whether a refresh is due at first."""
+def new_place(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, first_syncs: FirstSyncs
+) -> Iterator[Callable[..., Place]]:
+    """Make a place: keyword arguments of World and Sandbox, by their own names, and whether a refresh is due at first.
+
+    With `synced`, all of it was synced once, in this test or, when that is where the data come from, an earlier one of the
+    worker: for tests of what comes after a first sync.
+    """
     running: list[Sandbox] = []
 
-    def make(*, meetings: int = 40, accounts: int = 3, seed: int = 1, signed_in: bool = True, **server: Any) -> Place:
-        world = World(meetings=meetings, accounts=accounts, seed=seed)
-        sandbox = Sandbox(world, **{"rate_limit": 1_000_000, "oauth_limit": 1_000_000, **server}).start()
+    def serve(world: World, port: int, server: dict[str, Any]) -> Sandbox:
+        sandbox = Sandbox(world, **{"rate_limit": 1_000_000, "oauth_limit": 1_000_000, **server}, port=port).start()
         running.append(sandbox)
+        return sandbox
+
+    def make(
+        *,
+        meetings: int = 40,
+        accounts: int = 3,
+        seed: int = 1,
+        signed_in: bool = True,
+        synced: bool = False,
+        **server: Any,
+    ) -> Place:
+        world = World(meetings=meetings, accounts=accounts, seed=seed)
+        port, data = first_syncs.get((meetings, accounts, seed), (0, None)) if synced else (0, None)
+        try:
+            sandbox = serve(world, port, server)  # the warehouse names the address that its rows came from
+        except OSError:  # somebody has the port now
+            sandbox, data = serve(world, 0, server), None
         place = Place(world, sandbox, tmp_path / f"place{len(running)}")
         place.add_accounts(signed_in=signed_in)
+        if data:
+            shutil.copytree(data, place.settings.data_dir, symlinks=True)
+        elif synced:
+            assert place.sync().complete
+            kept = tmp_path_factory.mktemp("synced") / "data"
+            shutil.copytree(place.settings.data_dir, kept, symlinks=True)
+            first_syncs[meetings, accounts, seed] = urlsplit(sandbox.api_url).port or 0, kept
+            sandbox.reset_log()
         return place
 
     yield make
@@ -136,9 +191,9 @@ def new_place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
 
 
 @pytest.fixture
-def place(new_place: Callable[..., Place]) -> Place:
-    """The usual place: three accounts, forty meetings."""
-    return new_place()
+def place(new_place: Callable[..., Place], request: pytest.FixtureRequest) -> Place:
+    """The usual place: three accounts, forty meetings; of a test that is marked `synced`, after its first sync."""
+    return new_place(synced=request.node.get_closest_marker("synced") is not None)
 
 
 def wind_back(place: Place, days: int, account: str = "%") -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import commands
 import pytest
 from conftest import Place
 
@@ -33,15 +33,7 @@ def store_of(place: Place) -> TokenStore:
 
 
 def command(place: Place, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "contio_pipeline", "accounts", *arguments],
-        env=place.environment,
-        input=given,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = commands.command("accounts", *arguments, env=place.environment, input=given)
     assert "Traceback" not in done.stdout + done.stderr
     assert "cto_" not in done.stdout + done.stderr.replace("cto_rt_…", "")
     return done

@@ -34,9 +34,7 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 @pytest.fixture
 def place(new_place: NewPlace) -> Place:
-    place = new_place(meetings=5, accounts=2)
-    place.sync()
-    return place
+    return new_place(meetings=5, accounts=2, synced=True)
 
 
 def held(data: Path) -> dict[str, list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import httpx
 import pytest
+from commands import NO_SETTINGS
 from conftest import Place
 from truth import check
 
@@ -27,19 +28,10 @@ from contio_pipeline.warehouse import Warehouse
 NewPlace = Callable[..., Place]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-NO_SETTINGS = {name: value for name, value in os.environ.items() if not name.startswith("CONTIO_")}
 
 
 def call(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "contio_pipeline", *arguments],
-        env=NO_SETTINGS if env is None else env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        **options,
-    )
+    done = commands.command(*arguments, env=env, **options)
     assert "Traceback" not in done.stdout + done.stderr
     return done
 
@@ -101,7 +93,8 @@ def test_query_prints_json_that_every_reader_takes(place: Place) -> None:
     done = call("query", sql, "--format", "json", env=place.environment)
     assert json.loads(done.stdout) == [{"endless": None, "total": 2, "at": "2026-01-01T00:00:00+00:00"}]
     ascii_only = {**place.environment, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    assert call("query", "SELECT '✓' AS mark", env=ascii_only).returncode == 0
+    start = [sys.executable, "-m", "contio_pipeline", "query", "SELECT '✓' AS mark"]
+    assert subprocess.run(start, env=ascii_only, capture_output=True, check=False).returncode == 0
     assert call("query", "SELECT TIMESTAMPTZ 'infinity' AS never", env=place.environment).returncode == 2
 
 
@@ -335,6 +328,29 @@ def test_a_stop_that_was_lost_on_its_way_is_not_lost(how: signal.Signals) -> Non
         _, said = process.communicate(timeout=15)
     assert process.returncode == 130
     assert b"Stopped" in said
+
+
+DEAF = """
+import signal, sys, threading, time
+from contio_pipeline.cli import app, main
+def hit(how: int) -> None:
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), how)  # noted, and nothing wakes the main thread
+@app.command()
+def deaf() -> None:
+    threading.Thread(target=hit, args=(int(sys.argv[2]),), daemon=True).start()
+    threading.Event().wait()
+sys.argv = ["contio-pipeline", "deaf", *sys.argv[1:]]
+app.registered_commands[-1].context_settings = {"allow_extra_args": True}
+main()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_comes_the_instant_before_a_wait_ends_it(how: signal.Signals) -> None:
+    done = subprocess.run([sys.executable, "-c", DEAF, str(int(how))], capture_output=True, check=False, timeout=15)
+    assert done.returncode == 130
+    assert b"Stopped" in done.stderr
 
 
 @pytest.mark.parametrize("path", ["/user/meetings$", "/content$", "/oauth2/token"])

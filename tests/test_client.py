@@ -6,16 +6,19 @@ import gzip
 import hashlib
 import io
 import logging
+import socket
 import socketserver
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tenacity import RetryCallState, Retrying, wait_none
@@ -479,6 +482,34 @@ def test_closing_ends_what_is_waiting(sandbox: Sandbox, new_client: NewClient) -
     with pytest.raises(Cancelled):
         client.read("ana", "profile")
     assert statuses(sandbox) == [503]
+
+
+def test_closing_hangs_up_while_another_thread_connects(new_client: NewClient) -> None:
+    client = new_client()
+    a_few = [socket.socketpair() for _ in range(3)]
+
+    class Growing(weakref.WeakSet[socket.socket]):
+        def __iter__(self) -> Iterator[socket.socket]:
+            found = super().__iter__()
+            yield next(found)
+            connecting = threading.Thread(target=connect, args=(a_few[2][0],))
+            connecting.start()
+            connecting.join(0.3)
+            yield from found
+
+    def connect(connection: socket.socket) -> None:
+        told = Mock(get_extra_info=lambda _name: connection)
+        client._connected("connection.connect_tcp.complete", {"return_value": told})
+
+    client._sockets = Growing()
+    connect(a_few[0][0])
+    connect(a_few[1][0])
+    client.__exit__(None, None, None)
+    for here, there in a_few:
+        there.settimeout(10)
+        assert there.recv(1) == b""
+        here.close()
+        there.close()
 
 
 # Slow, large and foreign answers --------------------------------------------------------------------------------------

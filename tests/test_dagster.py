@@ -13,7 +13,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,22 @@ class Project:
 
     place: Place
     instance: dg.DagsterInstance
+    loaded: dict[Any, dg.Definitions] = field(default_factory=dict)
+
+    def definitions(self) -> dg.Definitions:
+        """What Dagster loads; loaded again when the settings or the streams are others."""
+        given = tuple((name, value) for name, value in os.environ.items() if name.startswith("CONTIO_"))
+        key = given, tuple(stream.name for stream in streams.STREAMS)
+        if key not in self.loaded:
+            self.loaded[key] = defs()
+        return self.loaded[key]
 
     def run(
         self, job: str, tags: Mapping[str, str] | None = None, resources: dict[str, Any] | None = None
     ) -> dg.ExecuteInProcessResult:
         config = QUIET | ({"resources": {"contio": {"config": resources}}} if resources else {})
         return (
-            defs()
+            self.definitions()
             .resolve_job_def(job)
             .execute_in_process(instance=self.instance, tags=tags, run_config=config, raise_on_error=False)
         )
@@ -211,8 +220,8 @@ def test_a_full_sync_makes_everything_equal_and_tells_each_asset_once(project: P
     assert len(project.place.asked("/profile")) == len(project.place.world.accounts)
 
 
+@pytest.mark.synced
 def test_a_month_is_one_listing_for_each_account_and_stream(project: Project) -> None:
-    project.run("full_sync")
     world = project.place.world
     world.update("meetings", 3)
     project.place.sandbox.reset_log()
@@ -383,12 +392,12 @@ def test_a_full_disk_or_a_bad_setting_says_what_to_do(project: Project, monkeypa
 # Checks and alerts ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.synced
 @pytest.mark.parametrize(("job", "tags"), [("full_sync", {}), ("window", DAYS)])
 def test_a_table_that_contradicts_itself_stops_the_run_before_anything_is_published(
     project: Project, job: str, tags: dict[str, str]
 ) -> None:
     place = project.place
-    place.sync()
     before = current(place.settings.data_dir).name
     with Warehouse(place.settings.data_dir, origin=None) as warehouse, warehouse.transaction() as connection:
         connection.execute("INSERT INTO raw.action_items SELECT * FROM raw.action_items ORDER BY id LIMIT 1")
@@ -457,12 +466,12 @@ def alarms(receiver: Receiver) -> list[str]:
     ]
 
 
+@pytest.mark.synced
 def test_revoked_consent_and_a_refused_mass_deletion_raise_one_alert_each_and_the_others_are_fresh(
     project: Project, receiver: Receiver, telling: Telling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, world = project.place, project.place.world
     monkeypatch.setenv("CONTIO_LOSS_COUNT", "2")
-    place.sync()
     place.sandbox.revoke("bo")
     for row in world.items("cem", "meetings"):
         world.hide("cem", meeting_ids=[row["id"]])
@@ -492,9 +501,9 @@ def test_revoked_consent_and_a_refused_mass_deletion_raise_one_alert_each_and_th
     assert len(alarms(receiver)) == 3  # it was over, and came back
 
 
+@pytest.mark.synced
 def test_three_failed_nights_raise_one_alert(project: Project, receiver: Receiver, telling: Telling) -> None:
     place = project.place
-    place.sync()
     place.sandbox.faults = [Fault(status=503, times=10_000)]
     for _night in range(3):
         assert not project.run("window", DAYS, NIGHT).success
@@ -504,10 +513,10 @@ def test_three_failed_nights_raise_one_alert(project: Project, receiver: Receive
     assert "503" in told
 
 
+@pytest.mark.synced
 def test_runs_that_cannot_even_begin_raise_one_alert_until_they_do(
     project: Project, receiver: Receiver, telling: Telling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project.place.sync()
     with monkeypatch.context() as broken:
         broken.delenv("CONTIO_CLIENT_SECRET")
         for _night in range(3):
@@ -546,8 +555,8 @@ def test_data_that_grow_old_between_runs_are_told_once_and_shown_on_the_asset(
     assert len(receiver.texts) == 2
 
 
+@pytest.mark.synced
 def test_old_runs_are_deleted_with_their_events(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    project.place.sync()
     old, young = project.run("documents").run_id, project.run("documents").run_id
     created = project.instance.get_run_record_by_id(young)
     assert created
@@ -699,9 +708,9 @@ def processes(marker: str) -> list[str]:
     return found
 
 
+@pytest.mark.synced
 def test_a_range_launched_over_graphql_and_a_backfill_are_one_run_each(up: Up) -> None:
     place = up.place
-    place.sync()
     place.world.update("meetings", 3)
     once = {
         (account, name): 1

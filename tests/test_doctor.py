@@ -19,6 +19,7 @@ from typing import Any
 
 import duckdb
 import pytest
+from commands import command
 from conftest import Place, Receiver
 
 from contio_pipeline import doctor, workfile
@@ -439,14 +440,7 @@ def test_an_answer_that_contradicts_what_is_assumed_is_told_each_time(small: Pla
 
 
 def run_doctor(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "contio_pipeline", "doctor", *arguments],
-        env=place.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = command("doctor", *arguments, env=place.environment)
     assert "Traceback" not in done.stdout + done.stderr
     return done
 

@@ -109,8 +109,7 @@ def mention(place: Place) -> dict[str, str]:
 
 
 def test_forgetting_leaves_no_trace_in_any_file_and_touches_nothing_else(new_place: NewPlace) -> None:
-    place = new_place(meetings=5, accounts=2)
-    place.sync()
+    place = new_place(meetings=5, accounts=2, synced=True)
     harmless = rows_of(place.settings.data_dir / "current/contio.duckdb")
     marks = mention(place)
     data = place.settings.data_dir
@@ -195,8 +194,7 @@ def test_an_account_that_has_no_tokens_any_more_is_purged_too(new_place: NewPlac
 
 
 def test_forgetting_a_user_removes_the_account_and_what_names_the_user_elsewhere(new_place: NewPlace) -> None:
-    place = new_place(meetings=5, accounts=2)
-    place.sync()
+    place = new_place(meetings=5, accounts=2, synced=True)
     user = place.world.accounts["bo"].user_id
     [count] = place.query(
         f"SELECT count(*) FROM raw.action_items WHERE _account = 'ana' AND assigned_to_user_id = '{user}'"
@@ -255,8 +253,7 @@ def test_killed_at_any_step_the_same_command_completes_it(new_place: NewPlace, t
 def test_an_account_whose_purge_failed_is_told_of_until_the_same_command_completes_it(
     new_place: NewPlace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = new_place(meetings=5, accounts=2)
-    place.sync()
+    place = new_place(meetings=5, accounts=2, synced=True)
     with monkeypatch.context() as patched:
         patched.setattr(Warehouse, "rewrite", lambda _: (_ for _ in ()).throw(OSError("No space left on device")))
         with pytest.raises(StorageError, match=r"rows are erased.*No space left.*run the same command again"):

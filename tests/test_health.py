@@ -29,9 +29,7 @@ NewPlace = Callable[..., Place]
 
 @pytest.fixture
 def synced(new_place: NewPlace) -> Place:
-    place = new_place(meetings=12, accounts=2)
-    assert place.sync().complete
-    return place
+    return new_place(meetings=12, accounts=2, synced=True)
 
 
 def failing(place: Place, now: datetime | None = None) -> dict[str, str]:

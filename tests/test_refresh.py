@@ -108,7 +108,7 @@ def test_nothing_is_left_running(small: Place) -> None:
         client.profile(small.only, PROFILE)
         process = client._refresher._process
         assert process
-    assert process.returncode == 0
+    assert process.wait(timeout=10) == 0  # it is told to end, and on a busy machine takes its time
 
 
 # Answers that never arrive --------------------------------------------------------------------------------------------

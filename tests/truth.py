@@ -141,6 +141,13 @@ def check_contents(world: World, settings: Settings, account: str, contents: dic
 
 def check_parquet(folder: Path, database: Path) -> None:
     """Assert that the Parquet files hold exactly the rows of the DuckDB file, each in its month."""
+    with duckdb.connect(database, read_only=True) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        held = {
+            table.name: connection.sql(f"SELECT * FROM {table.full_name}").to_arrow_table().to_pylist()
+            for table in tables()
+            if table.schema == "raw"
+        }
     for table in tables():
         if table.schema != "raw":
             continue
@@ -151,7 +158,4 @@ def check_parquet(folder: Path, database: Path) -> None:
                 moment = row[table.month_field] if table.month_field else None
                 assert month == (f"{moment:%Y-%m}".zfill(7) if moment else "undated"), (table.name, row)
                 found.append(row)
-        with duckdb.connect(database, read_only=True) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            rows = connection.sql(f"SELECT * FROM {table.full_name}").to_arrow_table().to_pylist()
-        assert sorted(map(repr, found)) == sorted(map(repr, rows)), table.name
+        assert sorted(map(repr, found)) == sorted(map(repr, held[table.name])), table.name

@@ -13,6 +13,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from typing import Annotated
 
 import typer
@@ -33,12 +35,16 @@ _STOPPED = 130  # as a shell reports Ctrl-C
 _AGAIN = 4.0
 """Seconds: far longer than ending takes, and short enough to end within 15."""
 
+_ONE_STOP = 1.0
+"""Seconds in which all that asks to stop is one."""
+
 
 def main() -> None:
     """Run the command line; no traceback ever reaches a user."""
     os.umask(0o077)  # the warehouse's side files, too, are nobody else's; publish opens up what readers get
     for ends in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(ends, _stop)
+    _wake_for_stops()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # it is None when the caller closed it
             stream.reconfigure(errors="backslashreplace")
@@ -56,7 +62,8 @@ def main() -> None:
         tell(f"Error: {error}", level="ERROR")
         code = 1
     except Exception as error:  # noqa: BLE001 - the last line of defence
-        code = _STOPPED if "interrupted" in str(error).lower() else _unexpected(error)  # DuckDB's word for Ctrl-C
+        stopped = _asked or "interrupted" in str(error).lower()  # DuckDB's word for Ctrl-C
+        code = _STOPPED if stopped else _unexpected(error)
     if code == _STOPPED:
         print("Stopped; nothing is half-written. Run the command again to go on.", file=sys.stderr)
         sys.stdout.flush()
@@ -78,10 +85,40 @@ def _unexpected(error: Exception) -> int:
     return 1
 
 
+_asked: list[float] = []
+"""When each stop was raised, by `time.monotonic`."""
+
+
 def _stop(_signal: int, _frame: object) -> None:
-    """Stop, and again in a while: C code that calls Python, such as DuckDB's look for pandas, loses an exception at times."""
+    """Stop, and again in a while: C code that calls Python, such as DuckDB's look for pandas, loses an exception at times.
+
+    Not at once: what a wait does while it ends is not made for a second exception.
+    """
+    now = time.monotonic()
+    if _asked and now < _asked[-1] + _ONE_STOP:
+        return
+    _asked.append(now)
     signal.setitimer(signal.ITIMER_REAL, _AGAIN, _AGAIN)
     raise KeyboardInterrupt
+
+
+def _wake_for_stops() -> None:
+    """Let no stop wait for the main thread to wake up by itself.
+
+    One that comes in the instant before the main thread begins to wait, or that another thread gets, is only noted: Python
+    runs no handler before the wait is over, and that for a server may take hours. The note also goes into a pipe.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_ring, args=(reader,), name="stops", daemon=True).start()
+
+
+def _ring(reader: int) -> None:
+    """Interrupt what the main thread waits for, some time after each stop that came: it ended long ago, or hears it now."""
+    while came := os.read(reader, 1):
+        if came[0] != signal.SIGALRM and signal.getsignal(came[0]) is _stop:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN, _AGAIN)
 
 
 def _show_version(value: bool) -> None:
