@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from http.cookiejar import DefaultCookiePolicy
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
+from urllib.parse import urlencode
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential, wait_random
@@ -36,6 +37,7 @@ from contio_pipeline.errors import (
     TooLarge,
     Transient,
 )
+from contio_pipeline.journal import Journal
 from contio_pipeline.pacing import Budget
 from contio_pipeline.protocol import (
     MAX_JSON_BYTES,
@@ -56,9 +58,17 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT = 4
-"""Requests at once: one reused connection exceeds the API's limit six times already, so this only hides latency. No more,
-since where the limit is lower than believed, as many are refused before it is learned."""
+IN_FLIGHT, _MOST_IN_FLIGHT = 4, 16
+"""Requests at once: one reused connection exceeds the API's limit six times already, so this only hides latency. More only
+where the budget feeds them, since where the limit is lower than believed, as many are refused before it is learned."""
+
+_LEAST_IN_FLIGHT = 2
+_NARROWER = 0.1
+"""How much fewer requests at once are tried after an answer that was there before it was wanted; one more after one that
+was not."""
+
+_FEW_ANSWERS = 8
+"""Over about so many answers the latency is averaged."""
 
 _BROKEN_ANSWER_TRIES = 3
 _TRUSTED_TRIES = 3
@@ -225,7 +235,7 @@ class Client:
         self._http = new_http(
             lambda: httpx.Client(
                 **http_options(urls, settings.ca_bundle, settings.timeout_seconds),
-                limits=httpx.Limits(max_connections=IN_FLIGHT + 1, max_keepalive_connections=IN_FLIGHT + 1),
+                limits=httpx.Limits(max_connections=_MOST_IN_FLIGHT + 1, max_keepalive_connections=_MOST_IN_FLIGHT + 1),
                 event_hooks={"request": [self._sent], "response": [self._bound]},
             )
         )
@@ -233,7 +243,9 @@ class Client:
         # One client serves many users: a cookie set for one must never go out with another's request.
         self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         _give_back_large_blocks()
-        self._threads = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="contio")
+        self._threads = ThreadPoolExecutor(_MOST_IN_FLIGHT, thread_name_prefix="contio")
+        self._width: float = IN_FLIGHT
+        self._latency = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -273,10 +285,23 @@ class Client:
         Raises:
             ApiError: also where the API refuses the parameters.
         """
-        return self._ask(account, path, params, lambda body: read_page(body, int(params.get("offset", "0"))))
+        return self._page(account, path, params, None)
+
+    def _page(self, account: str, path: str, query: dict[str, str], journal: Journal | None) -> Page:
+        """One page, asked for unless the journal has it; what is asked for goes there."""
+        offset, key = int(query.get("offset", "0")), f"{path}?{urlencode(query)}"
+
+        def read(body: bytes) -> Page:
+            page = read_page(body, offset)
+            if journal:
+                journal.put(key, body)
+            return page
+
+        kept = journal.get(key) if journal else None
+        return read_page(kept, offset) if kept else self._ask(account, path, query, read)
 
     def pages(
-        self, account: str, path: str, params: dict[str, str], *, parallel: bool = True
+        self, account: str, path: str, params: dict[str, str], *, parallel: bool = True, journal: Journal | None = None
     ) -> Iterator[tuple[Page, PagePlan]]:
         """All pages of a list, in order, each with the plan that has taken it in; look at `plan.problem` at any time.
 
@@ -285,11 +310,12 @@ class Client:
             path: of the list.
             params: its filters.
             parallel: fetch pages after the first on several threads; False inside a thread of `in_parallel`.
+            journal: keeps what was answered, and answers what was asked for before.
         """
 
         def page(offset: int) -> Page:
             query = {**params, "offset": str(offset)} | ({"limit": str(size)} if size else {})
-            return self._ask(account, path, query, lambda body: read_page(body, offset))
+            return self._page(account, path, query, journal)
 
         size = self._page_size
         first = None
@@ -334,18 +360,32 @@ class Client:
         return True
 
     def in_parallel(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """The results of `work`, in the order of `items`, a few at once; never more waiting than twice the threads."""
+        """The results of `work`, in the order of `items`, as many at once as keep the caller busy and the budget feeds."""
         waiting: deque[Future[R]] = deque()
         try:
             for item in items:
                 waiting.append(self._threads.submit(work, item))
-                while waiting and (waiting[0].done() or len(waiting) >= 2 * IN_FLIGHT):
-                    yield waiting.popleft().result()
+                while waiting and (waiting[0].done() or self._is_enough(waiting)):
+                    yield self._first(waiting)
             while waiting:
-                yield waiting.popleft().result()
+                yield self._first(waiting)
         finally:
             for future in waiting:
                 future.cancel()
+
+    def _is_enough(self, waiting: deque[Future[R]]) -> bool:
+        """Whether no more should be begun before the first of these is there."""
+        under_way = sum(not future.done() for future in waiting)
+        return under_way >= int(self._width) or len(waiting) >= 2 * self._width
+
+    def _first(self, waiting: deque[Future[R]]) -> R:
+        """The first result; having to wait for it says that more could be under way."""
+        future = waiting.popleft()
+        rate = self._settings.rate_limit / self._settings.rate_window_seconds
+        most = min(_MOST_IN_FLIGHT, max(IN_FLIGHT, 2 * rate * self._latency))
+        wanted = self._width - _NARROWER if future.done() else self._width + 1
+        self._width = max(_LEAST_IN_FLIGHT, min(most, wanted))
+        return future.result()
 
     def download(
         self, account: str, path: str, new_sink: Callable[[], Sink], *, refused: str | None = None
@@ -444,11 +484,14 @@ class Client:
             self._count_if_limited()
             before = time.monotonic()
             with self._budget.slot():
-                waited += time.monotonic() - before
+                begun = time.monotonic()
+                waited += begun - before
                 try:
                     return once()
                 except (httpx.TransportError, httpx.DecodingError) as error:
                     raise no_answer(error, what, self._api.host) from error
+                finally:
+                    self._latency += (time.monotonic() - begun - self._latency) / _FEW_ANSWERS
 
         def hopeless(state: RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome else None
@@ -551,11 +594,10 @@ class Client:
         return self._auths[account]
 
     def _sent(self, request: httpx.Request) -> None:
-        """Called before anything is sent, token requests and repeated ones included."""
+        """Called before anything is sent, repeated requests included; tokens are had by another process."""
         request.extensions["trace"] = self._connected
         request.extensions[_DEADLINE] = time.monotonic() + self._settings.timeout_seconds
-        if str(request.url).startswith(str(self._api)):
-            self._add(requests=1)
+        self._add(requests=1)
 
     def _connected(self, event: str, about: dict[str, Any]) -> None:
         """Called with all that happens to connections: remember the sockets, to end them when asked to stop."""
@@ -572,10 +614,9 @@ class Client:
         unbounded = response.is_success and _UNBOUNDED in extensions
         deadline = None if unbounded else extensions[_DEADLINE]
         response.stream = _Bounded(response, deadline, self._settings.timeout_seconds)
-        if str(response.request.url).startswith(str(self._api)):
-            ahead = read_clock(response.headers.get("date"), datetime.now(UTC))
-            self.traffic.clock_ahead = self.traffic.clock_ahead if ahead is None else ahead
-            self.traffic.api_version = response.headers.get("x-api-version", self.traffic.api_version)
+        ahead = read_clock(response.headers.get("date"), datetime.now(UTC))
+        self.traffic.clock_ahead = self.traffic.clock_ahead if ahead is None else ahead
+        self.traffic.api_version = response.headers.get("x-api-version", self.traffic.api_version)
 
     def _add(self, *, requests: int = 0, throttled: int = 0, bytes: int = 0) -> None:  # noqa: A002 - as in Traffic
         with self._counting:

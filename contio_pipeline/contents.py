@@ -6,14 +6,16 @@ sending, lists.
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from contio_pipeline.documents import DocumentStore, Incoming
 from contio_pipeline.errors import ApiError, BrokenAnswer, NotFound, ScopeMissing, StorageError
+from contio_pipeline.journal import Journal
 from contio_pipeline.protocol import fill_path
-from contio_pipeline.streams import Stream
+from contio_pipeline.streams import UNFINISHED, Stream
 from contio_pipeline.work import Done, StreamReport, Work
 
 _CONTENTS_A_COMMIT = 50
@@ -60,31 +62,41 @@ class Fetcher:
             else:
                 downloads.append(row)
         self._warehouse.put_contents(report.account, settled)
+        self._fetch(report, stream, downloads)
+
+    def _fetch(self, report: StreamReport, stream: Stream, downloads: list[dict[str, Any]]) -> None:
         done = Done(len(downloads))
+        report.planned = len(downloads)
         fetched: list[dict[str, Any]] = []
-        answers = self._client.in_parallel(partial(self._download, report.account, stream), downloads)
-        for row, answer in zip(downloads, answers, strict=False):
-            done.add(failed=isinstance(answer, ApiError))
-            self._listener.advanced(done.count, done.total)
-            if isinstance(answer, ApiError):
-                fetched.append(_content(row, "unavailable", str(answer)))
-                self._tell(report, stream, row, answer)
-            else:
-                fetched.append(answer)
-                self._count_content(report, row, answer["sha256"])
-            if len(fetched) >= _CONTENTS_A_COMMIT:
+        with self._work.journal(report) as journal:
+            answers = self._client.in_parallel(partial(self._download, report.account, stream, journal), downloads)
+            try:
+                for row, answer in zip(downloads, answers, strict=False):
+                    done.add(failed=isinstance(answer, ApiError))
+                    self._listener.advanced(done.count, done.total)
+                    if isinstance(answer, ApiError):
+                        fetched.append(_content(row, "unavailable", str(answer)))
+                        self._tell(report, stream, row, answer)
+                    else:
+                        fetched.append(_content(row, "stored", None) | answer)
+                        self._count_content(report, row, answer["sha256"])
+                    if len(fetched) >= _CONTENTS_A_COMMIT:
+                        self._warehouse.put_contents(report.account, fetched)
+                        fetched = []
+                    if done.hopeless:
+                        break
+            finally:  # also when it has to stop
                 self._warehouse.put_contents(report.account, fetched)
-                fetched = []
-            if done.hopeless:
-                report.incomplete(f"{done.total - done.count} documents were not asked for")
-                break
-        self._warehouse.put_contents(report.account, fetched)
+            if done.count < done.total:
+                report.interrupted(f"{done.total - done.count} documents were not asked for")
+            else:
+                journal.restart()
 
     def _content_state(self, row: dict[str, Any]) -> str:
         """What a document's processing state allows: an early download may hold what was not scrubbed yet."""
         if self._work.settings.documents == "all":
             return "stored"
-        return {"pending": "waiting", "processing": "waiting", "error": "error"}.get(row["status"] or "", "stored")
+        return "waiting" if row["status"] in UNFINISHED else "error" if row["status"] == "error" else "stored"
 
     def _have(self, row: dict[str, Any]) -> bool:
         return (
@@ -115,8 +127,22 @@ class Fetcher:
                 error = other
         report.incomplete(f"document {row['id']} could not be downloaded ({error}): the next sync tries again")
 
-    def _download(self, account: str, stream: Stream, row: dict[str, Any]) -> dict[str, Any] | ApiError:
-        """Download one document into the store; runs on a thread.
+    def _download(
+        self, account: str, stream: Stream, journal: Journal, row: dict[str, Any]
+    ) -> dict[str, Any] | ApiError:
+        """What there is to say of one document's bytes, which are in the store now; runs on a thread."""
+        key = f"{row['id']} {row['version']}"
+        if not self._verify and (kept := journal.get(key)):
+            had: dict[str, Any] = json.loads(kept)
+            if self._store.has(had["sha256"], had["size_bytes"]):
+                return had | {"fetched_at": datetime.fromisoformat(had["fetched_at"])}
+        answer = self._fetch_one(account, stream, row)
+        if isinstance(answer, dict):
+            journal.put(key, json.dumps(answer, default=str).encode())
+        return answer
+
+    def _fetch_one(self, account: str, stream: Stream, row: dict[str, Any]) -> dict[str, Any] | ApiError:
+        """Download one document into the store.
 
         Bytes whose end was not announced may be cut off, and an empty document may be a mistake: such are had twice.
         """
@@ -147,8 +173,7 @@ class Fetcher:
         finally:
             for sink in sinks:
                 sink.drop()
-        content = _content(row, "stored", None)
-        return content | {
+        return {
             "sha256": digest,
             "size_bytes": sinks[-1].size,
             "content_type": download.content_type,

@@ -11,6 +11,7 @@ from typing import Any
 
 from contio_pipeline.streams import (
     ACCOUNTS,
+    CHILD_LISTS,
     DOCUMENT_CONTENTS,
     LISTED,
     MEETING_ALIASES,
@@ -104,6 +105,12 @@ class Erasure:
         self._choose(QUARANTINE, broken, stream=stream.name)
         self._choose(LISTED, f"t.stream = $stream AND (t.account, t.id) IN {chosen}", stream=stream.name)
         if stream.parent:
+            self._choose(
+                CHILD_LISTS,
+                f"t.stream = $stream AND (t.account, t.parent_id) IN (SELECT account, id {_WHOLE} = $parent)",
+                stream=stream.name,
+                parent=stream.parent,
+            )
             below = f"t.stream = $stream AND (t._account, t._parent_id) IN (SELECT account, id {_WHOLE} = $parent)"
             self._choose(QUARANTINE, below, stream=stream.name, parent=stream.parent)
         if stream.content_path:

@@ -168,6 +168,7 @@ def _files(settings: Settings, warehouse: Warehouse, found: Forgotten, now: date
     store = DocumentStore(settings.data_dir)
     store.clear_incoming()
     store.remove(found.documents)
+    shutil.rmtree(settings.data_dir / "unfinished", ignore_errors=True)
     warehouse.rewrite()
     for copy in found.copies:
         copy.unlink()

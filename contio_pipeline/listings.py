@@ -15,6 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 from contio_pipeline.errors import AccountError, ApiError, ContioError, Forbidden, NotFound, ScopeMissing
+from contio_pipeline.journal import Journal
+from contio_pipeline.night import listing_pages
 from contio_pipeline.protocol import Page, fill_path, row_identity
 from contio_pipeline.rows import decode
 from contio_pipeline.stage import Stage
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 _PASSES = 3
 """How often a list that changes while it is read is read in one sync."""
 
-_PARENTS_A_COMMIT = 200
+_PARENTS_A_COMMIT = 100
 _MOST_HOPS = 5
 _QUARANTINE_SHARE = 0.01
 """Above this share of broken rows a listing is not complete; below it is a warning."""
@@ -64,6 +66,16 @@ class _ChildList:
     total: int = 0
     problem: str | None = None
     failed: bool = False
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the lists of parents told: ids of rows that they lack, parents without rows, how many rows are broken."""
+
+    missing: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    broken: int = 0
+    without_id: int = 0
 
 
 @dataclass(slots=True)
@@ -196,17 +208,20 @@ class Lister:
             AccountError, ApiError: it had to stop; what was read is committed.
         """
         stage = self._warehouse.stage(stream)
-        failure = self._read_list(report, stream, stage, scope)
-        scope = self._believed(report, stream, stage, scope)
-        listed = self._read_details(report, stream, stage, failure)
-        self._judge_quarantine(report, *stage.broken())
-        changes = self._warehouse.commit(
-            stage, report.account, report.plan.window, report.listing, scope, self._work.run_id, datetime.now(UTC)
-        )
-        report.changes.add(changes)
-        self._warehouse.put_listed(report.account, stream, listed)
-        if failure:
-            raise failure
+        with self._work.journal(report) as journal:
+            failure = self._read_list(report, stream, stage, scope, journal)
+            scope = self._believed(report, stream, stage, scope)
+            listed = self._read_details(report, stream, stage, failure, journal)
+            report.listing.begun_at = journal.begun_at
+            self._judge_quarantine(report, *stage.broken())
+            changes = self._warehouse.commit(
+                stage, report.account, report.plan.window, report.listing, scope, self._work.run_id, datetime.now(UTC)
+            )
+            report.changes.add(changes)
+            self._warehouse.put_listed(report.account, stream, listed)
+            if failure:
+                raise failure
+            journal.restart()
         if report.listing.outside:
             report.warn(
                 f"{report.listing.outside} rows returned for the window have a {stream.date_field} outside it: the API's "
@@ -214,22 +229,26 @@ class Lister:
             )
         return changes.missing
 
-    def _read_list(self, report: StreamReport, stream: Stream, stage: Stage, scope: Scope) -> ContioError | None:
+    def _read_list(
+        self, report: StreamReport, stream: Stream, stage: Stage, scope: Scope, journal: Journal
+    ) -> ContioError | None:
         """Read all of it into the stage; returns why it had to stop, if it had to."""
         if stream.dates == "required" and scope.dates:
-            failure = self._read_parts(report, stream, stage, scope.dates)
+            failure = self._read_parts(report, stream, stage, scope.dates, journal)
         else:
-            failure = self._read_range(report, stream, stage, scope.dates and as_params(scope.dates))
+            failure = self._read_range(report, stream, stage, scope.dates and as_params(scope.dates), journal)
             if scope.open_field and not failure:
-                failure = self._read_range(report, stream, stage, {scope.open_field: "false"})
+                failure = self._read_range(report, stream, stage, {scope.open_field: "false"}, journal)
             empty = not failure and scope.undated and not report.listing.total
             if empty and not self._warehouse.live_rows(stream, report.account):
-                failure = self._read_range(report, stream, stage, None)  # no row could show that it is not
+                failure = self._read_range(report, stream, stage, None, journal)  # no row could show that it is not
         if failure:
             report.incomplete(str(failure))
         return failure
 
-    def _read_parts(self, report: StreamReport, stream: Stream, stage: Stage, dates: _Range) -> ContioError | None:
+    def _read_parts(
+        self, report: StreamReport, stream: Stream, stage: Stage, dates: _Range, journal: Journal
+    ) -> ContioError | None:
         """A range that must be named, in parts as long as the server takes: no cap on its length is documented."""
         seen = self._warehouse.assumption(stream, "long_ranges", report.account)
         lately = seen and not seen["holds"] and datetime.now(UTC) - seen["observed_at"] < OBSERVED_LATELY
@@ -238,7 +257,7 @@ class Lister:
         todo = _parts(dates, longest)
         while todo:
             begin, end = todo[0]
-            failure = self._read_range(report, stream, stage, as_params((begin, end)))
+            failure = self._read_range(report, stream, stage, as_params((begin, end)), journal)
             if isinstance(failure, ApiError) and failure.status in _RANGE_REFUSED and end - begin > A_DAY:
                 longest = refused = max((end - begin) / 2, A_DAY) // A_DAY * A_DAY
                 todo = _parts((begin, dates[1]), longest)
@@ -251,9 +270,10 @@ class Lister:
             for length in (None, _SHORTENED):  # the whole once more, in case it was a mistake
                 if not stage.lacks(lacking):
                     break
-                refused, report.listing.total = length, 0
+                refused, report.listing.total, report.planned = length, 0, 0
+                journal.restart()
                 for part in _parts(dates, length):
-                    if failure := self._read_range(report, stream, stage, as_params(part)):
+                    if failure := self._read_range(report, stream, stage, as_params(part), journal):
                         return failure
         if refused:
             self._observe(report, stream, "long_ranges", holds=False, detail=str(refused // A_DAY))
@@ -277,16 +297,18 @@ class Lister:
         return found
 
     def _read_range(
-        self, report: StreamReport, stream: Stream, stage: Stage, params: dict[str, str] | None
+        self, report: StreamReport, stream: Stream, stage: Stage, params: dict[str, str] | None, journal: Journal
     ) -> ContioError | None:
         """Read all pages into the stage, again when the list changed meanwhile; returns why it had to stop, if it had to."""
         for attempt in range(1, _PASSES + 1):
             stage.begin_pass()
+            if attempt > 1:
+                journal.restart()
             problem = None
             seen = total = 0
             repeated: set[Any] = set()
             try:
-                for page, plan in self._client.pages(report.account, stream.path, params or {}):
+                for page, plan in self._client.pages(report.account, stream.path, params or {}, journal=journal):
                     stage.add(decode(stream.columns, page.items))
                     seen += len(page.items)
                     total, problem = plan.total, plan.problem
@@ -305,6 +327,7 @@ class Lister:
                 break
             log.info("%s: %s (reading %d of %d)", self._client.context, problem, attempt, _PASSES)
         report.listing.total += total
+        report.planned = (report.planned or 0) + listing_pages(total)
         if problem:
             report.incomplete(f"{problem}, at each of {_PASSES} readings: sync again")
         else:
@@ -312,7 +335,7 @@ class Lister:
         return None
 
     def _read_details(
-        self, report: StreamReport, stream: Stream, stage: Stage, failure: ContioError | None
+        self, report: StreamReport, stream: Stream, stage: Stage, failure: ContioError | None, journal: Journal
     ) -> dict[str, str]:
         """Where the list holds less of a row than the row itself, read those that changed by id, in place of what was listed.
 
@@ -326,7 +349,17 @@ class Lister:
         failed = [] if wanted else list(listed)
         stored: set[str] = set()  # one too broken to be stored is read again the next time
         done = Done(len(wanted))
-        answers = self._client.in_parallel(partial(self._ask, report.account, stream), wanted)
+        report.planned = (report.planned or 0) + len(wanted)
+
+        def ask(identity: str) -> dict[str, Any] | ApiError:
+            if kept := journal.get(identity):
+                return dict(json.loads(kept))
+            answer = self._ask(report.account, stream, identity)
+            if isinstance(answer, dict):
+                journal.put(identity, json.dumps(answer).encode())
+            return answer
+
+        answers = self._client.in_parallel(ask, wanted)
         for identity, answer in zip(wanted, answers, strict=False):
             right = isinstance(answer, dict) and answer.get("id") == identity
             if right:
@@ -339,6 +372,7 @@ class Lister:
             done.add(failed=not right)
             self._listener.advanced(done.count, done.total)
             if done.hopeless:
+                report.interrupted(f"{done.total - done.count} of them were not asked for")
                 failed += wanted[done.count :]
                 break
         stage.flush()
@@ -416,6 +450,7 @@ class Lister:
         """
         account = report.account
         parents = self._parents(report, stream)
+        report.planned = len(parents)
         for listed in self._warehouse.windows_of(self._work.run_id):
             if (listed["account"], listed["stream"]) == (account, stream.parent) and not listed["complete"]:
                 report.incomplete(f"the {stream.parent} whose lists these are could not all be listed")
@@ -427,81 +462,98 @@ class Lister:
             lying = self._warehouse.parents_of(stream, account, sorted(verdicts.hidden)).values()
             again = sorted({*lying, *empty})  # one empty list that is not empty makes all of them doubtful
             counted = report.listing.rows, report.listing.total
-            lacking, _empty = self._list_parents(report, stream, again)
+            lacking, _empty = self._list_parents(report, stream, again, anew=True)
             report.listing.rows, report.listing.total = counted  # they were counted before
             verdicts.hidden &= set(lacking)
         self._judge_hidden(report, stream, verdicts, self._believable)
         orphans = self._warehouse.orphans(stream, account)
         self._settle(report, stream, gone=dict.fromkeys(orphans, "parent_not_found"))
 
-    def _list_parents(self, report: StreamReport, stream: Stream, parents: list[str]) -> tuple[list[str], list[str]]:
+    def _list_parents(
+        self, report: StreamReport, stream: Stream, parents: list[str], *, anew: bool = False
+    ) -> tuple[list[str], list[str]]:
         """Read the lists of these parents into the tables; returns the ids of rows that they lack, and parents without rows."""
-        missing: list[str] = []
-        empty: list[str] = []
-        broken = without_id = 0
+        found = _Found()
         done = Done(len(parents))
-        while done.count < done.total and not done.hopeless:
-            chunk = parents[done.count : done.count + _PARENTS_A_COMMIT]
-            stage = self._warehouse.stage(stream)
-            stage.begin_pass()
-            complete = self._read_children(report, stream, stage, chunk, done, empty)
-            more_broken, more_without_id = stage.broken()
-            broken, without_id = broken + more_broken, without_id + more_without_id
-            part, scope = Listing(), replace(self._believable, parents=tuple(complete))
-            now = datetime.now(UTC)
-            changes = self._warehouse.commit(stage, report.account, None, part, scope, self._work.run_id, now)
-            report.listing.rows += part.rows
-            report.changes.add(changes)
-            if not part.complete:
-                report.incomplete(part.reason or "")
-            missing += changes.missing
-        if done.count < done.total:
-            report.incomplete(f"{done.total - done.count} lists were not asked for")
-        self._judge_quarantine(report, broken, without_id)
-        report.listing.quarantined = max(broken, report.listing.quarantined)
-        return missing, empty
+        waiting: list[_ChildList] = []
+        with self._work.journal(report) as journal:
+            if anew:
+                journal.restart()
+            try:
+                ask = partial(self._list_one, report.account, stream, journal)
+                for listed in self._client.in_parallel(ask, parents):
+                    waiting.append(listed)
+                    done.add(failed=listed.failed)
+                    self._listener.advanced(done.count, done.total)
+                    if len(waiting) >= _PARENTS_A_COMMIT:
+                        self._commit_children(report, stream, waiting, found, journal)
+                        waiting = []
+                    if done.hopeless:
+                        break
+            except (AccountError, ApiError):
+                self._commit_children(report, stream, waiting, found, journal)
+                raise
+            self._commit_children(report, stream, waiting, found, journal)
+            if done.count < done.total:
+                report.interrupted(f"{done.total - done.count} lists were not asked for")
+            else:
+                journal.restart()
+        self._judge_quarantine(report, found.broken, found.without_id)
+        report.listing.quarantined = max(found.broken, report.listing.quarantined)
+        return found.missing, found.empty
 
-    def _read_children(
-        self, report: StreamReport, stream: Stream, stage: Stage, parents: list[str], done: Done, empty: list[str]
-    ) -> list[str]:
-        """Read some parents' lists into the stage; returns the parents whose lists are complete; adds to those without rows."""
+    def _commit_children(
+        self, report: StreamReport, stream: Stream, lists: list[_ChildList], found: _Found, journal: Journal
+    ) -> None:
+        """Commit what was read of some parents' lists; those that are whole say what they lack."""
+        if not lists:
+            return
+        stage = self._warehouse.stage(stream)
+        stage.begin_pass()
         complete = []
-        for listed in self._client.in_parallel(partial(self._list_one, report.account, stream), parents):
+        for listed in lists:
             for page in listed.pages:
-                stage.add(decode(stream.columns, page.items), listed.parent)
+                if page.items:
+                    stage.add(decode(stream.columns, page.items), listed.parent)
             report.listing.total += listed.total
             if listed.problem:
                 report.incomplete(f"the list of {stream.parent} {listed.parent}: {listed.problem}")
-            else:
-                complete.append(listed.parent)
-                if not listed.total:
-                    empty.append(listed.parent)
-            done.add(failed=listed.failed)
-            self._listener.advanced(done.count, done.total)
-            if done.hopeless:
-                break
-        return complete
+                continue
+            complete.append(listed.parent)
+            if not listed.total:
+                found.empty.append(listed.parent)
+        broken, without_id = stage.broken()
+        found.broken, found.without_id = found.broken + broken, found.without_id + without_id
+        part, scope = Listing(begun_at=journal.begun_at), replace(self._believable, parents=tuple(complete))
+        changes = self._warehouse.commit(stage, report.account, None, part, scope, self._work.run_id, datetime.now(UTC))
+        report.listing.rows += part.rows
+        report.changes.add(changes)
+        if not part.complete:
+            report.incomplete(part.reason or "")
+        found.missing += changes.missing
 
     def _parents(self, report: StreamReport, stream: Stream) -> list[str]:
         """Ids of the live parents whose lists are due."""
+        plan, now = report.plan, self._work.report.started_at
+        dates = (plan.window.start, plan.window.end) if plan.window.start and plan.window.end else None
+        if not dates:
+            begun_at = self._warehouse.begin_or_go_on(report.account, stream, self._work.run_id, now)
+            report.listing.begun_at = begun_at
+            return self._warehouse.due_parents(stream, report.account, now=now, before=begun_at)
+        if plan.old_lists is not None:
+            return self._warehouse.due_parents(stream, report.account, now=now, dates=dates, most=plan.old_lists)
         parent = stream_named(stream.parent or "", self._warehouse.streams)
-        window = report.plan.window
-        return self._warehouse.live_ids(
-            parent,
-            report.account,
-            dates=(window.start, window.end) if window.start and window.end else None,
-            changed_since=self._work.report.started_at,
-        )
+        return self._warehouse.live_ids(parent, report.account, dates=dates, changed_since=now)
 
-    def _list_one(self, account: str, stream: Stream, parent: str) -> _ChildList:
+    def _list_one(self, account: str, stream: Stream, journal: Journal, parent: str) -> _ChildList:
         """The whole list of one parent; runs on a thread."""
         listed = _ChildList(parent)
-        for _attempt in range(_PASSES):
+        path = fill_path(stream.path, parent_id=parent)
+        for attempt in range(_PASSES):
             listed.pages, listed.problem = [], None
+            kept = None if attempt else journal
             try:
-                for page, plan in self._client.pages(
-                    account, fill_path(stream.path, parent_id=parent), {}, parallel=False
-                ):
+                for page, plan in self._client.pages(account, path, {}, parallel=False, journal=kept):
                     listed.pages.append(page)
                     listed.total, listed.problem = plan.total, plan.problem
                     if plan.problem and not page.items:  # a total that no pages bear out would be walked without end

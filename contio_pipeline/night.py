@@ -32,11 +32,13 @@ class Plan:
     Attributes:
         window: the days; without ends everything.
         open_rows: besides, the rows that are not done, whatever their date.
+        old_lists: besides, so many lists of parents outside the window whose turn it is.
         why: for a person; empty where it was asked for so.
     """
 
     window: Window = Window()  # noqa: RUF009 - immutable
     open_rows: bool = False
+    old_lists: int | None = None
     why: str = ""
 
 
@@ -87,7 +89,7 @@ def plan_night(
     """
     until = complete_until(windows)
     tried = [row["listed_at"] for row in windows if row["window_start"] is None and not row["complete"]]
-    tired = any(now - at < _AGAIN for at in tried)
+    tired = stream.parent is None and any(now - at < _AGAIN for at in tried)  # lists of parents go on where they were
     if until is None and not tired:
         return Plan(why="everything: it was never listed completely")
     limit = now.date() - timedelta(days=settings.heal_days)
@@ -103,6 +105,7 @@ def plan_night(
     return Plan(
         window,
         open_rows=stream.open_field is not None,
+        old_lists=settings.nightly_child_requests if stream.parent else None,
         why=f"catches up with {missed.days} days" if missed.days > 0 else "",
     )
 

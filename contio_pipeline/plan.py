@@ -26,7 +26,7 @@ from contio_pipeline.streams import (
     stream_named,
 )
 from contio_pipeline.sync import published_case
-from contio_pipeline.warehouse import Window
+from contio_pipeline.warehouse import Window, due_lists
 
 _LATENCY = 0.2
 """Seconds that a request is taken to last, where the budget is not what is waited for."""
@@ -176,7 +176,7 @@ class _Account:
     def _children(self, part: Part, stream: Stream, plan: Plan, streams: Sequence[Stream]) -> None:
         """A list for each parent that is due, and a page more for each hundred rows of one."""
         parent = stream_named(stream.parent or "", tuple(streams))
-        due = self._total(parent, plan.window)
+        due = self._due(stream, parent, plan)
         known = self._ask(
             f"""SELECT count(*) AS parents, coalesce(sum(n), 0)::BIGINT AS rows,
                 coalesce(sum(greatest(0, ceil((n - 1) / 99.0) - 1)), 0)::BIGINT AS more FROM (
@@ -188,6 +188,27 @@ class _Account:
         part.rows = rows if parents and plan.window.start is None else None
         part.what += f"; a list for each of {due:,} {parent.name}"
         self.lists_anew |= due > 0 and not parents
+
+    def _due(self, stream: Stream, parent: Stream, plan: Plan) -> int:
+        """How many lists are to be read: of those parents that are known, and of those that a total says are new."""
+        window, total = plan.window, self._total(parent, plan.window)
+        if not self._known:
+            return total
+        whole = [row for row in self._listed(stream) if row["window_start"] is None and row["begun_at"]]
+        if window.start is None:
+            before = whole[0]["begun_at"] if whole else self._now
+            due, known = self._due_count(stream, parent, before=before), self._live(parent)
+        elif plan.old_lists is not None:
+            dates = window.start, window.end
+            due = self._due_count(stream, parent, dates=dates, most=plan.old_lists)
+            known = self._live(parent, dates)
+        else:
+            return total
+        return due + max(0, total - known)
+
+    def _due_count(self, stream: Stream, parent: Stream, **which: Any) -> int:
+        sql = due_lists(stream, parent, self._account, now=self._now, **which)
+        return int(self._ask(f"SELECT count(*) AS n FROM ({sql})")[0]["n"])
 
     def _contents(self, stream: Stream) -> Part:
         """One download for each document that is known and not stored."""
@@ -214,10 +235,11 @@ class _Account:
         """How many of its rows are not done."""
         return self._client.page(self._account, stream.path, {field_name: "false", "limit": "1"}).total
 
-    def _live(self, stream: Stream) -> int:
+    def _live(self, stream: Stream, dates: tuple[Any, Any] | None = None) -> int:
         """How many rows are published that are not gone."""
+        within = f"AND {stream.date_field} >= '{dates[0]}' AND {stream.date_field} < '{dates[1]}'" if dates else ""
         found = self._ask(
-            f"SELECT count(*) AS n FROM {stream.table.full_name} WHERE _account = $me AND _deleted_at IS NULL"
+            f"SELECT count(*) AS n FROM {stream.table.full_name} WHERE _account = $me AND _deleted_at IS NULL {within}"
         )
         return int(found[0]["n"]) if found else 0
 

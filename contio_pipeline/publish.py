@@ -4,7 +4,8 @@ What lives here: building, flipping, collecting and finding generations. What ne
 
     <data folder>/current -> generations/<generation>       a relative symlink, replaced by rename
     <generation>/contio.duckdb                              a copy of the warehouse, self-contained
-    <generation>/parquet/raw/<table>/month=YYYY-MM/part.parquet   (month=undated where a row has no month)
+    <generation>/parquet/raw/<table>/month=YYYY-MM/part.parquet   (month=undated where a row has no month; of a history's
+                                                                   current month there are more: part-1.parquet, …)
     <generation>/manifest.json
 
 A generation is built in a staging folder outside the published tree, flushed to disk, renamed into place, and only then
@@ -18,7 +19,8 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -35,7 +37,7 @@ from contio_pipeline.integrity import MEND, contradictions
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import RUNS, Table, tables
 from contio_pipeline.warehouse import Warehouse
-from contio_pipeline.workfile import frugal, with_room
+from contio_pipeline.workfile import frugal, literal, quoted, with_room
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,9 @@ _STAMP = "%Y%m%dT%H%M%S.%fZ"
 
 _ROW_GROUP = 16384
 """Rows that Parquet compresses together: DuckDB holds them in memory."""
+
+_SHORT_RUN = "substr(md5(_run_id), 1, 8)"
+"""Names a sync among those of a day."""
 
 _FRESH = timedelta(hours=1)
 """A sync that changed nothing makes a new generation only when the current one is older (docs/decisions/0003)."""
@@ -206,12 +211,13 @@ def publish(
         StorageError: the disk is full or the folder cannot be written; the current generation stays.
     """
     data_dir = warehouse.path.parent
-    if whole and (broken := contradictions(warehouse.query, warehouse.streams)):
+    prints = {table.full_name: _fingerprints(warehouse.connection, table) for table in tables(warehouse.streams)}
+    changed = _rows_of(prints) != _rows_published(data_dir)
+    if whole and changed and (broken := contradictions(warehouse.query, warehouse.streams)):
         told = f"{'; '.join(broken)}: {MEND}"
         private_file(data_dir / _REFUSED, told)
         raise StorageError(told)
     (data_dir / _REFUSED).unlink(missing_ok=True)
-    prints = {table.full_name: _fingerprints(warehouse.connection, table) for table in tables(warehouse.streams)}
     try:
         return _publish(warehouse, data_dir, prints, now, anew=anew, keep=keep)
     except (OSError, duckdb.Error) as error:
@@ -255,10 +261,7 @@ def _publish(
         for table in tables(warehouse.streams):
             [(rows[table.full_name],)] = connection.execute(f"SELECT count(*) FROM {table.full_name}").fetchall()
             if table.schema == "raw":
-                unchanged = before.manifest["fingerprints"].get(table.full_name, {}) if before and comparable else {}
-                _write_months(
-                    connection, table, staging, prints[table.full_name], before.folder if before else None, unchanged
-                )
+                _write_months(connection, table, staging, prints[table.full_name], before if comparable else None)
     manifest = {
         "generation": name,
         "published_at": now.isoformat(),
@@ -302,28 +305,67 @@ def _maker() -> str:
     return f"duckdb {duckdb.__version__}, contio-pipeline {__version__}"
 
 
-def _fingerprints(connection: duckdb.DuckDBPyConnection, table: Table, where: str = "") -> dict[str, str]:
-    """Month -> what changes when any row of that month does; of the table, or of a file with its rows.
+def _fingerprints(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[str, str]:
+    """Month, or part of it -> what changes when any of its rows does."""
+    if not _telling(table):
+        return {}
+    rows = f"FROM {table.full_name} GROUP BY 1 ORDER BY 1"
+    found = connection.execute(f"SELECT {_month(table)} AS month, {_telling(table)} {rows}")
+    return {str(month): f"{count} {total}" for month, count, total in found.fetchall()}
+
+
+def _rows_of(prints: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Those of the tables that hold what the API does."""
+    return {name: months for name, months in prints.items() if name.startswith("raw.")}
+
+
+def _rows_published(data_dir: Path) -> dict[str, dict[str, str]] | None:
+    """The fingerprints of what is published; None where they cannot be compared with those of today."""
+    before = _current_or_none(data_dir)
+    comparable = before and before.manifest["fingerprints_of"] == _maker()
+    return _rows_of(before.manifest["fingerprints"]) if before and comparable else None
+
+
+def _telling(table: Table) -> str:
+    """What is counted and summed of rows; empty where nothing in them tells of a change.
 
     A row's texts are in its `_hash` already, so where there is one, only it and the system columns are read.
     """
     names = [column.name for column in table.columns if column.name not in table.volatile]
     if "_hash" in names:
         names = [name for name in names if name == "id" or (name.startswith("_") and name != "_extra")]
-    if not names:
-        return {}
-    columns = ", ".join(f'"{name}"' for name in names)
-    rows = f"FROM {where or table.full_name} GROUP BY 1 ORDER BY 1"
-    found = connection.execute(
-        f"SELECT {_month(table)} AS month, count(*), sum(hash({columns})::HUGEINT) {rows}"
-    ).fetchall()
-    return {str(month): f"{count} {total}" for month, count, total in found}
+    columns = ", ".join(map(quoted, names))
+    return columns and f"count(*), sum(hash({columns})::HUGEINT)"
 
 
 def _month(table: Table) -> str:
-    return (
-        f"""coalesce(strftime("{table.month_field}", '%Y-%m'), '{UNDATED}')""" if table.month_field else f"'{UNDATED}'"
-    )
+    """The key of the file that a row is in: its month, or a part of it.
+
+    Of a table that only grows each day of its last month has a file, and each sync of its last day, so that what was written
+    is not written again at every change; when they are over, they become one.
+    """
+    if not table.month_field:
+        return f"'{UNDATED}'"
+    dated = quoted(table.month_field)
+    month = f"coalesce(strftime({dated}, '%Y-%m'), '{UNDATED}')"
+    if not table.grows:
+        return month
+    last = f"(SELECT max({dated}) FROM {table.full_name})"
+    return f"""CASE WHEN date_trunc('month', {dated}) < date_trunc('month', {last}) THEN {month}
+        WHEN date_trunc('day', {dated}) < date_trunc('day', {last}) THEN strftime({dated}, '%Y-%m.%d')
+        ELSE strftime({dated}, '%Y-%m.%d.') || {_SHORT_RUN} END"""
+
+
+def _parts(table: Table, prints: Mapping[str, str]) -> dict[str, Path]:
+    """Key -> file: `part.parquet` of its month, or `part-1.parquet` and so on where there are more."""
+    paths: dict[str, Path] = {}
+    count: Counter[str] = Counter()
+    for key in sorted(prints or [UNDATED]):
+        month = key.partition(".")[0]
+        name = f"part-{count[month]}.parquet" if count[month] else "part.parquet"
+        paths[key] = Path("parquet") / table.schema / table.name / f"month={month}" / name
+        count[month] += 1
+    return paths
 
 
 def _write_months(
@@ -331,34 +373,39 @@ def _write_months(
     table: Table,
     staging: Path,
     prints: dict[str, str],
-    before: Path | None,
-    unchanged: dict[str, str],
+    before: Generation | None,
 ) -> None:
-    """One file a month; a month that is as it was is the same file, by a hard link."""
-    folder = Path("parquet") / table.schema / table.name
-    for month in prints or {UNDATED: ""}:
-        part = folder / f"month={month}" / "part.parquet"
-        (staging / part).parent.mkdir(parents=True)
-        if before and month in unchanged and unchanged[month] == prints.get(month) and (before / part).is_file():
-            _link_or_copy(before / part, staging / part)
+    """The table's files; one whose rows are as they were before is the same file, by a hard link."""
+    had = before.manifest["fingerprints"].get(table.full_name, {}) if before else {}
+    stood = _parts(table, had)
+    for key, part in _parts(table, prints).items():
+        (staging / part).parent.mkdir(parents=True, exist_ok=True)
+        old = before.folder / stood[key] if before and key in stood else None
+        if old and had.get(key) == prints.get(key) and old.is_file():
+            _link_or_copy(old, staging / part)
             continue
-        target = str(staging / part).replace("'", "''")
-        copy = f"""COPY (SELECT * FROM {table.full_name} WHERE {_within(table, month)})
-            TO '{target}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP}, ROW_GROUP_SIZE_BYTES '16MB')"""
+        target = literal(str(staging / part))
+        copy = f"""COPY (SELECT * FROM {table.full_name} WHERE {_within(table, key)}) TO {target}
+            (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {_ROW_GROUP}, ROW_GROUP_SIZE_BYTES '16MB')"""
         with_room(connection, partial(connection.execute, copy))
-        written = f"read_parquet('{target}', hive_partitioning = false)"
-        if month in prints and _fingerprints(connection, table, written) != {month: prints[month]}:
-            raise OSError(f"{part} does not hold what was written to it")
+        if key in prints:
+            written = f"SELECT {_telling(table)} FROM read_parquet({target}, hive_partitioning = false)"
+            [(count, total)] = connection.execute(written).fetchall()
+            if f"{count} {total}" != prints[key]:
+                raise OSError(f"{part} does not hold what was written to it")
 
 
-def _within(table: Table, month: str) -> str:
+def _within(table: Table, key: str) -> str:
     """The condition for the rows of a month, as a range: DuckDB then reads hardly any others."""
     if not table.month_field:
         return "true"
-    if month == UNDATED:
-        return f'"{table.month_field}" IS NULL'
-    begin = f"TIMESTAMPTZ '{month}-01 00:00:00+00'"
-    return f'"{table.month_field}" >= {begin} AND "{table.month_field}" < {begin} + INTERVAL 1 MONTH'
+    dated = quoted(table.month_field)
+    if key == UNDATED:
+        return f"{dated} IS NULL"
+    year_month, day, run = (*key.split("."), "", "")[:3]
+    begin = f"TIMESTAMPTZ '{year_month}-{day or '01'} 00:00:00+00'"
+    within = f"{dated} >= {begin} AND {dated} < {begin} + INTERVAL 1 {'DAY' if day else 'MONTH'}"
+    return f"{within} AND {_SHORT_RUN} = '{run}'" if run else within
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

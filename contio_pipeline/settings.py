@@ -132,6 +132,7 @@ class Settings(BaseSettings):
     heal_days: int = Field(30, ge=1, le=366)
     fresh_hours: float = Field(36, gt=0, le=8784)
     nightly_full_requests: int = Field(200, ge=0)
+    nightly_child_requests: int = Field(500, ge=0)
     first_day: date = date(2024, 1, 1)
     alert_url: SecretStr | None = None
     digest: bool = True

@@ -1,4 +1,4 @@
-"""Rows of one listing before they are committed: a temporary table of the warehouse.
+"""Rows of one listing before they are committed: what decides in a temporary table, the whole of them in files.
 
 What lives here: collecting rows, counting them, choosing one of each id. What never does: the tables that stay.
 """
@@ -7,27 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+from pyarrow.parquet import write_table
 
-from contio_pipeline.rows import Batch
+from contio_pipeline.errors import StorageError
+from contio_pipeline.rows import ARROW_TYPES, Batch
 from contio_pipeline.streams import LISTED, Stream
-from contio_pipeline.workfile import column_list, quoted, with_room
+from contio_pipeline.workfile import SQL_TYPES, column_list, literal, quoted, with_room
 
 _FLUSH_ROWS = 2000
 _FLUSH_BYTES = 4 * 2**20
 
 
 class Stage:
-    """Rows of one listing, in a temporary table, so that memory does not grow with the listing.
+    """Rows of one listing until they are committed; memory does not grow with the listing.
+
+    Of each row what decides (id, hash, dates) is in the temporary table `staged`, the whole of it in Parquet files, by
+    `_sequence`: DuckDB reads those in little memory, while a table as large it would have to put aside.
 
     A list is read in passes: again when it changed meanwhile, or one part of a range after the other. A complete listing is
     the passes that were accepted, an incomplete one is everything that was seen.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, stream: Stream) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, stream: Stream, folder: Path) -> None:
+        """In the folder the rows wait; it is private, and what is in it may be lost."""
         self.stream = stream
         self._connection = connection
         self._pass = 0
@@ -35,8 +42,19 @@ class Stage:
         self._sequence = 0
         self._waiting: list[pa.RecordBatch] = []
         self._rows_waiting = self._bytes_waiting = 0
-        columns = column_list(stream.payload_columns)
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE staged ({columns}, _pass BIGINT, _sequence BIGINT)")
+        kinds = [(column.name, ARROW_TYPES[column.kind]) for column in stream.payload_columns]
+        self._schema = pa.schema([*kinds, ("_pass", pa.int64()), ("_sequence", pa.int64())])
+        self._folder = folder
+        for path in folder.glob("payload-*"):  # of the stage before
+            path.unlink()
+        self._paths: list[str] = []
+        fields = (stream.date_field, stream.version_field, stream.alias_field, stream.open_field)
+        names = {"id", "_hash", "_parent_id", *fields}
+        deciding = [column for column in stream.payload_columns if column.name in names]
+        self._deciding = [column.name for column in deciding]
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE staged ({column_list(deciding)}, _pass BIGINT, _sequence BIGINT)"
+        )
         connection.execute(
             """CREATE OR REPLACE TEMP TABLE staged_broken
                (key VARCHAR, has_id BOOLEAN, reason VARCHAR, raw VARCHAR, _parent_id VARCHAR, _pass BIGINT)"""
@@ -59,7 +77,7 @@ class Stage:
         if count:
             extra: dict[str, Any] = {
                 "_pass": pa.repeat(pa.scalar(self._pass, pa.int64()), count),
-                "_sequence": pa.array(range(self._sequence, self._sequence + count), pa.int64()),
+                "_sequence": pa.array(range(self._sequence + 1, self._sequence + count + 1), pa.int64()),
             }
             if self.stream.parent:
                 extra["_parent_id"] = pa.repeat(pa.scalar(parent_id, pa.string()), count)
@@ -80,13 +98,30 @@ class Stage:
             )
 
     def flush(self) -> None:
-        """Move what waits into the temporary table."""
-        if self._waiting:
-            rows = pa.Table.from_batches(self._waiting)
-            self._connection.register("_rows_in", rows)
-            self._run("INSERT INTO staged BY NAME SELECT * FROM _rows_in")
-            self._connection.unregister("_rows_in")
-            self._waiting, self._rows_waiting, self._bytes_waiting = [], 0, 0
+        """Move what waits to where the others are."""
+        if not self._waiting:
+            return
+        path = str(self._folder / f"payload-{len(self._paths)}.parquet")
+        try:
+            rows = pa.Table.from_batches(self._waiting).select(self._schema.names)
+            write_table(rows, path, compression="none", use_dictionary=False)
+        except OSError as error:
+            raise StorageError(f"{path} could not be written ({error}): what was committed before stays") from None
+        self._paths.append(path)
+        self._run(
+            f"INSERT INTO staged BY NAME SELECT {self._columns()}, _pass, _sequence FROM read_parquet({literal(path)})"
+        )
+        self._waiting, self._rows_waiting, self._bytes_waiting = [], 0, 0
+
+    def payload(self) -> str:
+        """What names the rows as received, with `_pass` and `_sequence`, in a statement."""
+        self.flush()
+        if not self._paths:
+            nothing = (
+                f"NULL::{SQL_TYPES[column.kind]} AS {quoted(column.name)}" for column in self.stream.payload_columns
+            )
+            return f"(SELECT {', '.join(nothing)}, 0 AS _pass, 0 AS _sequence LIMIT 0)"
+        return f"read_parquet([{', '.join(map(literal, self._paths))}])"
 
     def distinct(self) -> int:
         """How many different rows the current pass has seen, broken ones included."""
@@ -123,26 +158,36 @@ class Stage:
     def sample(self, count: int) -> list[dict[str, Any]]:
         """Some rows as listed, picked at random."""
         self.flush()
-        picked = f"SELECT rowid FROM staged WHERE {self._whole()} ORDER BY random() LIMIT {count}"
-        return self._as_listed(f"rowid IN ({picked})")
+        sql = f"SELECT _sequence FROM staged WHERE {self._whole()} ORDER BY random() LIMIT {count}"
+        picked = [sequence for (sequence,) in self._run(sql).fetchall()]
+        return self._as_listed("_sequence IN (SELECT unnest(?::BIGINT[]))", picked)
 
     def suspects(self, account: str, count: int) -> list[dict[str, Any]]:
         """Some rows as listed, of those stored with another content although they say that they did not change, or with more."""
+        self.flush()
+        stored = f"{self.stream.table.full_name} t ON t._account = ? AND t._deleted_at IS NULL AND t.id"
+        changed = f"""SELECT _sequence FROM staged JOIN {stored} = staged.id AND t._hash <> staged._hash
+            WHERE {self._whole()}"""
+        if not self._run(f"{changed} LIMIT 1", account).fetchall():
+            return []
         version = quoted(self.stream.version_field) if self.stream.version_field else None
-        signs = [f"t.{version} = staged.{version}"] if version else []
+        signs = [f"t.{version} = p.{version}"] if version else []
         for column in self.stream.data_columns:
-            more, less = f"t.{quoted(column.name)}", f"staged.{quoted(column.name)}"
+            more, less = f"t.{quoted(column.name)}", f"p.{quoted(column.name)}"
             cut = f" OR (length({more}) > length({less}) AND starts_with({more}, rtrim({less}, '….')))"
             signs.append(f"({more} IS NOT NULL AND ({less} IS NULL{cut if column.kind == 'text' else ''}))")
-        signs.append("NOT list_has_all(coalesce(json_keys(staged._extra), []), coalesce(json_keys(t._extra), []))")
-        self.flush()
-        picked = f"""SELECT staged.rowid FROM staged JOIN {self.stream.table.full_name} t
-            ON t._account = ? AND t._deleted_at IS NULL AND t.id = staged.id AND t._hash <> staged._hash
-            WHERE {self._whole()} AND ({" OR ".join(signs)}) LIMIT {count}"""
-        return self._as_listed(f"rowid IN ({picked})", account)
+        signs.append("NOT list_has_all(coalesce(json_keys(p._extra), []), coalesce(json_keys(t._extra), []))")
+        return self._as_listed(
+            f"_sequence IN ({changed}) AND ({' OR '.join(signs)}) LIMIT {count}",
+            account,
+            account,
+            join=f"{stored} = p.id",
+        )
 
-    def _as_listed(self, condition: str, *values: str) -> list[dict[str, Any]]:
-        sql = f"SELECT * EXCLUDE (_pass, _sequence) FROM staged WHERE {condition}"
+    def _as_listed(self, condition: str, *values: Any, join: str = "") -> list[dict[str, Any]]:
+        sql = (
+            f"SELECT p.* EXCLUDE (_pass, _sequence) FROM {self.payload()} p {join and f'JOIN {join}'} WHERE {condition}"
+        )
         return self._rows(sql, *values)
 
     def _rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
@@ -176,27 +221,27 @@ class Stage:
 
     def keep(self, account: str, ids: Sequence[str]) -> None:
         """Count these rows as seen, and leave them as they are stored."""
-        columns = ", ".join(quoted(column.name) for column in self.stream.payload_columns)
         self._run(
-            f"""INSERT INTO staged BY NAME SELECT {columns}, {(self._accepted or [self._pass])[0]} AS _pass, 0 AS _sequence
+            f"""INSERT INTO staged BY NAME
+                SELECT {self._columns()}, {(self._accepted or [self._pass])[0]} AS _pass, 0 AS _sequence
                 FROM {self.stream.table.full_name}
                 WHERE _account = ? AND _deleted_at IS NULL AND id IN (SELECT unnest(?::VARCHAR[]))""",
             account,
             list(ids),
         )
 
+    def _columns(self) -> str:
+        return ", ".join(map(quoted, self._deciding))
+
     def choose(self, *, whole: bool) -> None:
         """Make the tables `chosen` (one row per id: the newest version, of equals the last seen) and `chosen_broken`.
 
-        Of a row only what decides is copied; `_row` is its place in `staged`.
+        `_sequence` is the row's place in `payload`.
         """
         passes = self._whole() if whole else "true"
         version = f"{quoted(self.stream.version_field)} DESC NULLS LAST, " if self.stream.version_field else ""
-        stream = self.stream
-        decides = ("id", "_hash", stream.date_field, stream.alias_field, stream.open_field)
-        columns = ", ".join(quoted(name) for name in (*decides, "_parent_id" if stream.parent else None) if name)
         self._connection.execute(f"""
-            CREATE OR REPLACE TEMP TABLE chosen AS SELECT rowid AS _row, {columns} FROM staged WHERE {passes}
+            CREATE OR REPLACE TEMP TABLE chosen AS SELECT {self._columns()}, _sequence FROM staged WHERE {passes}
             QUALIFY row_number() OVER (PARTITION BY id ORDER BY {version}_sequence DESC) = 1""")
         self._connection.execute(f"""
             CREATE OR REPLACE TEMP TABLE chosen_broken AS SELECT * FROM staged_broken WHERE {passes}

@@ -32,6 +32,7 @@ class Table:
     Attributes:
         month_field: the timestamp column whose UTC month names the Parquet folder; None puts all rows in `undated`.
         volatile: columns that change at every sync although nothing happened; they alone make no new generation.
+        grows: whether rows are only added, each with the time (`month_field`) and the sync (`_run_id`) that did it.
     """
 
     schema: Literal["raw", "ops"]
@@ -40,6 +41,7 @@ class Table:
     columns: tuple[Column, ...]
     month_field: str | None = None
     volatile: tuple[str, ...] = ()
+    grows: bool = False
 
     @property
     def full_name(self) -> str:
@@ -197,7 +199,8 @@ class Stream:
             Column("_changed_at", "timestamp", "When the sync recorded it."),
             _RUN,
         )
-        return Table("raw", f"{self.name}_history", f"Every change of raw.{self.name}.", columns, "_changed_at")
+        doc = f"Every change of raw.{self.name}."
+        return Table("raw", f"{self.name}_history", doc, columns, "_changed_at", grows=True)
 
 
 def _columns(**columns: tuple[Kind, str]) -> tuple[Column, ...]:
@@ -318,6 +321,9 @@ STREAMS: tuple[Stream, ...] = (
     ),
 )
 
+UNFINISHED = ("pending", "processing")
+"""States (`status_field`) of a document whose bytes are still to come."""
+
 PROFILE_PATH = "profile"
 PROFILE_NAME = "profile"
 """What `ops.windows` calls the reading of an account's profile, with which every sync of the account begins."""
@@ -429,10 +435,14 @@ WINDOWS = Table(
         ),
         outside=("integer", "Rows that the API returned for the window although their date lies outside it."),
         listed_at=("timestamp", "When the listing was finished."),
-        complete_at=("timestamp", "When a listing of this window was last complete; NULL if none ever was."),
+        complete_at=("timestamp", "Until when a listing of this window was last complete; NULL if none ever was."),
+        begun_at=(
+            "timestamp",
+            "Since when what was listed is the API's state, where that is not listed_at: a listing that was interrupted goes on.",
+        ),
         run_id=("text", "The sync, see ops.runs."),
     ),
-    volatile=("requests", "listed_at", "complete_at", "run_id"),
+    volatile=("requests", "listed_at", "complete_at", "begun_at", "run_id"),
 )
 _RUN_COLUMNS = _columns(
     run_id=("text", "The sync's id."),
@@ -502,6 +512,18 @@ LISTED = Table(
         listed_hash=("text", "SHA-256 of the row as it was listed."),
     ),
 )
+CHILD_LISTS = Table(
+    "ops",
+    "child_lists",
+    "When the list of each parent row was last read whole.",
+    _columns(
+        account=("text", "The account."),
+        stream=("text", "The stream that has a list for each parent row."),
+        parent_id=("text", "The parent row's id."),
+        listed_at=("timestamp", "When its list was last read whole."),
+    ),
+    volatile=("listed_at",),
+)
 META = Table(
     "ops",
     "meta",
@@ -523,6 +545,7 @@ def tables(streams: tuple[Stream, ...] = STREAMS) -> tuple[Table, ...]:
         RUNS,
         ASSUMPTIONS,
         LISTED,
+        CHILD_LISTS,
         META,
     )
 

@@ -35,6 +35,7 @@ from contio_pipeline.errors import (
 from contio_pipeline.folders import MOUNTS, network_file_system
 from contio_pipeline.forget import unfinished
 from contio_pipeline.health import Case, Check, Problem, checks
+from contio_pipeline.journal import clear_journals
 from contio_pipeline.listings import Lister
 from contio_pipeline.night import Plan, plan_night, usual_window
 from contio_pipeline.publish import Generation, Keep, ask, current, publish
@@ -107,6 +108,7 @@ def sync(
         night=night,
         verify_documents=verify_documents,
         most_requests=most_requests,
+        goes_on=not streams and not night and window == Window(),
         listener=listener,
         declared=declared,
     ) as run:
@@ -163,11 +165,14 @@ class Run:
         night: bool = False,
         verify_documents: bool = False,
         most_requests: int | None = None,
+        goes_on: bool = False,
         listener: Listener | None = None,
         declared: tuple[Stream, ...] = STREAMS,
         mounts: Path = MOUNTS,
     ) -> None:
         """See `sync`; the id is that of the earlier parts, if any.
+
+        With `goes_on`, what a first full sync listed that was interrupted is not listed again.
 
         Raises:
             ConfigError: there are no such accounts, or no credentials.
@@ -187,8 +192,12 @@ class Run:
             client = opening.enter_context(Client(settings, listener.waiting, most_requests=most_requests))
             now = datetime.now(UTC)
             window = usual_window(settings, now.date()) if night else window
-            report = SyncReport(run_id or uuid.uuid4().hex, now, window)
+            clear_journals(settings.data_dir, now)
+            interrupted = warehouse.interrupted_run(now) if goes_on else None
+            report = SyncReport(run_id or interrupted or uuid.uuid4().hex, now, window, goes_on=bool(interrupted))
             self._before = warehouse.run(report.run_id)
+            if interrupted:
+                log.info("going on with run %s, which was interrupted", interrupted)
             if self._before:
                 report.started_at = self._before["started_at"]
             self._work = Work(settings, client, warehouse, listener, report)
@@ -196,6 +205,7 @@ class Run:
             self._fetcher = Fetcher(self._work, verify=verify_documents)
             self._open = opening.pop_all()
         self._night = night
+        self._listed: dict[str, dict[str, dict[str, Any]]] = {}
         self._begun = time.monotonic()
         self._halted: ContioError | None = None
         """The budget is the machine's: a 429 that outlasts all tries of one account ends the others too."""
@@ -216,10 +226,13 @@ class Run:
     def refresh(self, *names: str) -> None:
         """Make the tables of these streams, and `document_contents`, equal to the API: account by account, as declared."""
         self._put_run()
+        if self.report.goes_on:
+            self._listed = {account: self._listed_before(account, names) for account in self.accounts}
         for account in self.accounts:
             self._account(account, names)
         self._work.warehouse.explain_lost_access(self.accounts, self.report.started_at)
-        self._put_run(finished_at=datetime.now(UTC))
+        interrupted = self._halted or any(part.listing.interrupted for part in self.report.streams)
+        self._put_run(finished_at=None if interrupted else datetime.now(UTC))
 
     def done(self) -> dict[str, Any]:
         """What all parts of this run did: its row of `ops.runs`."""
@@ -290,9 +303,12 @@ class Run:
 
     def _account(self, account: str, names: Sequence[str]) -> None:
         """All that is asked for of one account; a stream that fails leaves the others alone, a dead account all of them."""
+        listed = self._listed.get(account, {})
         broken = self._halted or self._open_account(account)
         for stream in self._work.warehouse.streams:
-            if stream.name in names:
+            if stream.name in listed:
+                self._tell_listed(account, stream, listed[stream.name])
+            elif stream.name in names:
                 refresh = partial(self._lister.refresh, stream=stream)
                 broken = self._attempt(account, stream.name, refresh, self._plan(account, stream), broken)
         for stream in self._work.warehouse.streams:
@@ -301,6 +317,33 @@ class Run:
                 broken = self._attempt(account, DOCUMENT_CONTENTS.name, contents, Plan(), broken)
         if not broken:
             self._doubt_what_is_empty(account)
+
+    def _listed_before(self, account: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Stream -> what the interrupted sync listed of it whole: `ops.windows`.
+
+        Nothing where all accounts were listed whole before: then it was no first sync, and what is new matters more.
+        """
+        wanted = sum(stream.name in names for stream in self._work.warehouse.streams)
+        if all(len(self._whole(one, names)) == wanted for one in self.accounts):
+            return {}
+        rows = self._whole(account, names)
+        return {name: row for name, row in rows.items() if row["run_id"] == self.report.run_id and row["complete"]}
+
+    def _whole(self, account: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        return {
+            stream.name: row
+            for stream in self._work.warehouse.streams
+            for row in self._work.warehouse.windows_of_stream(account, stream)
+            if stream.name in names and row["window_start"] is None and row["complete_at"]
+        }
+
+    def _tell_listed(self, account: str, stream: Stream, row: dict[str, Any]) -> None:
+        listing = Listing(row["rows"], row["total"])
+        why = f"listed at {row['listed_at']:%Y-%m-%d %H:%M}, before the sync was interrupted"
+        report = StreamReport(account, stream.name, Plan(why=why), listing, planned=0)
+        self._work.listener.started(account, stream.name)
+        self.report.streams.append(report)
+        self._work.listener.finished(report)
 
     def _doubt_what_is_empty(self, account: str) -> None:
         """Say of a list that was empty twice, although rows of it can be read by id, that it is not complete."""
@@ -334,6 +377,7 @@ class Run:
             work(report)
         except (AccountError, ApiError, ConfigError) as error:
             report.incomplete(str(error))
+            report.listing.interrupted |= isinstance(error, AccountError | Transient | Enough)
             broken = broken or (error if isinstance(error, AccountError | Throttled | Enough) else None)
             self._halted = error if isinstance(error, Throttled | Enough) else self._halted
         report.listing.requests = traffic.requests - before.requests
@@ -363,7 +407,10 @@ class Run:
         """Read whose tokens these are, once in a run; returns why the account cannot be used, if it cannot."""
         for row in self._work.warehouse.windows_of(self.report.run_id):
             if (row["account"], row["stream"]) == (account, PROFILE_NAME):  # an earlier part of this run knows
-                return None if row["complete"] else AccountError(row["reason"])
+                if row["complete"]:
+                    return None
+                if not self.report.goes_on:
+                    return AccountError(row["reason"])
         self._work.listener.started(account, PROFILE_NAME)
         listing, broken = Listing(), None
         before = self._work.client.traffic.requests
@@ -385,7 +432,7 @@ class Run:
                 profile = self._work.client.profile(account, PROFILE_PATH)
                 break
             except ApiError as error:
-                if isinstance(error, Transient | Unauthorized):
+                if isinstance(error, Transient | Unauthorized | Enough):
                     raise
                 if error.code or not again:
                     told = f"the profile cannot be read ({error}): deletions cannot be confirmed"

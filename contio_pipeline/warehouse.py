@@ -20,20 +20,28 @@ from contio_pipeline.stage import Stage
 from contio_pipeline.streams import (
     ACCOUNTS,
     ASSUMPTIONS,
+    CHILD_LISTS,
     DOCUMENT_CONTENTS,
     LISTED,
     MEETING_ALIASES,
     QUARANTINE,
     RUNS,
+    UNFINISHED,
     WINDOWS,
     Stream,
     Table,
     stream_named,
 )
-from contio_pipeline.workfile import WorkFile, insert, quoted, with_room
+from contio_pipeline.workfile import WorkFile, insert, literal, quoted, with_room
 
 A_DAY = timedelta(days=1)
 """Between a time without a zone and the same time in any zone lie at most 14 hours."""
+
+_A_WEEK = timedelta(days=7)
+"""So long a first sync may take in all that is interrupted again and again."""
+
+GO_ON = timedelta(days=28)
+"""A listing of all parents' lists that was interrupted goes on within so long; after that it begins anew."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,7 +81,12 @@ class Window:
 
 @dataclass(slots=True)
 class Listing:
-    """What is known of one finished listing, as it goes to `ops.windows`."""
+    """What is known of one listing, as it goes to `ops.windows`.
+
+    Attributes:
+        interrupted: whether it was stopped by something that has nothing to do with its rows, so that it can go on.
+        begun_at: since when what was listed is the API's state, where it went on with an earlier listing, or can be gone on with.
+    """
 
     rows: int = 0
     total: int = 0
@@ -83,6 +96,8 @@ class Listing:
     quarantined: int = 0
     missing: int = 0
     outside: int = 0
+    interrupted: bool = False
+    begun_at: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -123,7 +138,7 @@ class Warehouse(WorkFile):
 
     def stage(self, stream: Stream) -> Stage:
         """A place for the rows of one listing of the stream, until they are committed."""
-        return Stage(self.connection, stream)
+        return Stage(self.connection, stream, self.spill)
 
     @_with_room
     def commit(
@@ -164,7 +179,7 @@ class Warehouse(WorkFile):
             moved = " OR t._parent_id IS DISTINCT FROM s._parent_id" if stream.parent else ""
             run(f"""
                 CREATE OR REPLACE TEMP TABLE operations AS
-                SELECT s._row, t.rowid AS _target, t._first_seen_at,
+                SELECT s._sequence, t.rowid AS _target, t._first_seen_at,
                     CASE WHEN t.id IS NULL THEN 'insert' WHEN t._deleted_at IS NOT NULL THEN 'undelete'
                         WHEN t._hash <> s._hash THEN 'update' ELSE 'same' END AS _operation,
                     _operation <> 'same'{moved} AS _written,
@@ -175,15 +190,17 @@ class Warehouse(WorkFile):
                 UPDATE {table} SET _missing_since = NULL, _window_blind = false
                 WHERE rowid IN (SELECT _target FROM operations WHERE _seen_again)""")
             run(f"DELETE FROM {table} WHERE rowid IN (SELECT _target FROM operations WHERE _written)")
-            written = "FROM staged s JOIN operations o ON o._row = s.rowid AND o._written"
-            run(f"""
-                INSERT INTO {stream.history.full_name} BY NAME
-                SELECT {", ".join(payload)}, _operation, $account AS _account, $now AS _changed_at, $run AS _run_id
-                {written} AND _operation <> 'same'""")
-            run(f"""
-                INSERT INTO {table} BY NAME
-                SELECT {", ".join(payload)}, $account AS _account, coalesce(_first_seen_at, $now) AS _first_seen_at,
-                    $now AS _changed_at, false AS _window_blind {written}""")
+            [(writes,)] = run("SELECT count(*) FROM operations WHERE _written")
+            if writes:
+                written = f"FROM {stage.payload()} p JOIN operations o ON o._sequence = p._sequence AND o._written"
+                run(f"""
+                    INSERT INTO {stream.history.full_name} BY NAME
+                    SELECT {", ".join(payload)}, _operation, $account AS _account, $now AS _changed_at, $run AS _run_id
+                    {written} AND _operation <> 'same'""")
+                run(f"""
+                    INSERT INTO {table} BY NAME
+                    SELECT {", ".join(payload)}, $account AS _account, coalesce(_first_seen_at, $now) AS _first_seen_at,
+                        $now AS _changed_at, false AS _window_blind {written}""")
             changes = Changes(
                 inserted=counts.get("insert", 0),
                 updated=counts.get("update", 0) + counts.get("undelete", 0),
@@ -204,6 +221,8 @@ class Warehouse(WorkFile):
             if listing.complete:
                 changes.missing = self._mark_missing(run, stream, scope, listing)
                 listing.missing = len(changes.missing)
+            if listing.complete and scope.parents:
+                self._remember_listed(run, stream, scope.parents, listing.begun_at or now)
             if window:
                 self._put_window(connection, account, stream.name, window, listing, run_id, now)
         return changes
@@ -241,6 +260,16 @@ class Warehouse(WorkFile):
                 WHEN MATCHED AND a.redirect_to_meeting_id <> s.target THEN UPDATE SET redirect_to_meeting_id = s.target
                 WHEN NOT MATCHED THEN INSERT (_account, id, redirect_to_meeting_id, _first_seen_at)
                     VALUES ($account, s.id, s.target, $now)""")
+
+    def _remember_listed(self, run: Run, stream: Stream, parents: Sequence[str], at: datetime) -> None:
+        """Note when the lists of these parents were read whole."""
+        these = {"stream": stream.name, "parents": list(parents), "at": at}
+        run(
+            f"""DELETE FROM {CHILD_LISTS.full_name} WHERE account = $account AND stream = $stream
+                AND parent_id IN (SELECT unnest($parents::VARCHAR[]))""",
+            **these,
+        )
+        run(f"INSERT INTO {CHILD_LISTS.full_name} SELECT $account, $stream, unnest($parents::VARCHAR[]), $at", **these)
 
     def _mark_missing(self, run: Run, stream: Stream, scope: Scope, listing: Listing) -> list[str]:
         """Mark live rows that the listing should have returned and did not; returns their ids.
@@ -387,7 +416,7 @@ class Warehouse(WorkFile):
         this = f"""FROM {WINDOWS.full_name} WHERE account = ? AND stream = ?
             AND window_start IS NOT DISTINCT FROM ?::TIMESTAMPTZ AND window_end IS NOT DISTINCT FROM ?::TIMESTAMPTZ"""
         key = [account, stream, window.start, window.end]
-        before = [row["complete_at"] for row in self.query(f"SELECT complete_at {this}", key)]
+        before = next(iter(self.query(f"SELECT complete_at, begun_at {this}", key)), {})
         connection.execute(f"DELETE {this}", key)
         row = {
             "account": account,
@@ -398,7 +427,8 @@ class Warehouse(WorkFile):
             "total": listing.total,
             "requests": listing.requests,
             "complete": complete,
-            "complete_at": now if complete else next(iter(before), None),
+            "complete_at": (listing.begun_at or now) if complete else before.get("complete_at"),
+            "begun_at": (listing.begun_at or before.get("begun_at")) if listing.interrupted else None,
             "reason": listing.reason,
             "quarantined": listing.quarantined,
             "missing": listing.missing,
@@ -433,6 +463,43 @@ class Warehouse(WorkFile):
             values |= {"start": dates[0], "end": dates[1], "since": changed_since}
         sql = f"{live} UNION {broken} ORDER BY 1"
         return [str(found[0]) for found in self.connection.execute(sql, values).fetchall()]
+
+    def begin_or_go_on(self, account: str, stream: Stream, run_id: str, now: datetime) -> datetime:
+        """Since when the full listing of all parents' lists is under way: an earlier one that was interrupted goes on.
+
+        From now on it counts as not complete.
+        """
+        whole = [row for row in self.windows_of_stream(account, stream) if row["window_start"] is None]
+        earlier = [row["begun_at"] for row in whole if row["begun_at"] and not row["complete"]]
+        begun_at = next((begun for begun in earlier if now - begun < GO_ON), now)
+        why = "it was interrupted: sync again, which goes on"
+        listing = Listing(complete=False, reason=why, interrupted=True, begun_at=begun_at)
+        self.put_window(account, stream.name, Window(), listing, run_id, now)
+        return begun_at
+
+    def due_parents(
+        self,
+        stream: Stream,
+        account: str,
+        *,
+        now: datetime,
+        before: datetime | None = None,
+        dates: tuple[datetime, datetime] | None = None,
+        most: int = 0,
+    ) -> list[str]:
+        """Ids of the parents whose lists are to be read, sorted: see `due_lists`.
+
+        Args:
+            stream: with a list for each parent row.
+            account: whose.
+            now: as of when.
+            before: those, too, that were not read since then.
+            dates: those, too, whose own date lies in this range.
+            most: those, too, that are old, the most overdue first; no more than so many.
+        """
+        parent = stream_named(stream.parent or "", self.streams)
+        sql = due_lists(stream, parent, account, now=now, before=before, dates=dates, most=most)
+        return [str(found[0]) for found in self.connection.execute(sql).fetchall()]
 
     def live_rows(self, stream: Stream, account: str) -> int:
         """How many rows are stored that are not gone."""
@@ -506,6 +573,18 @@ class Warehouse(WorkFile):
     def run(self, run_id: str) -> dict[str, Any] | None:
         """The run's row of `ops.runs`, if a part of it has begun."""
         return next(iter(self.query(f"SELECT * FROM {RUNS.full_name} WHERE run_id = ?", [run_id])), None)
+
+    def interrupted_run(self, now: datetime) -> str | None:
+        """The id of the last run, if it was a full sync that did not come to its end lately."""
+        sql = f"SELECT * FROM {RUNS.full_name} ORDER BY started_at DESC LIMIT 1"
+        return next(
+            (
+                row["run_id"]
+                for row in self.query(sql)
+                if row["finished_at"] is None and row["window_start"] is None and now - row["started_at"] < _A_WEEK
+            ),
+            None,
+        )
 
     def windows_of(self, run_id: str, since: datetime | None = None) -> list[dict[str, Any]]:
         """What the run has listed so far, and what anybody has listed since then: rows of `ops.windows`."""
@@ -615,6 +694,62 @@ class Warehouse(WorkFile):
         with self.transaction() as connection:
             connection.execute(f"DELETE FROM {RUNS.full_name} WHERE run_id = ?", [run["run_id"]])
             insert(connection, RUNS, run)
+
+
+def due_lists(
+    stream: Stream,
+    parent: Stream,
+    account: str,
+    *,
+    now: datetime,
+    before: datetime | None = None,
+    dates: tuple[datetime | None, datetime | None] | None = None,
+    most: int = 0,
+) -> str:
+    """SQL: the ids of the parents whose lists are to be read, sorted; see `Warehouse.due_parents`.
+
+    A list has to be read that never was, whose parent changed since, that lacked a row or, unless all lists are to be read, has
+    an unfinished document. Others may be as old as a quarter of the time between their parent's date and now, for lists change
+    most around a meeting (docs/decisions/0017).
+    """
+    mine, at, dated = f"= {literal(account)}", _instant(now), quoted(parent.date_field)
+    unsettled = ["_missing_since IS NOT NULL"]
+    if stream.status_field and not before:
+        unsettled.append(f"{quoted(stream.status_field)} IN ({', '.join(map(literal, UNFINISHED))})")
+    also = [f"listed_at < {_instant(before)}"] if before else []
+    if dates and dates[0] and dates[1]:
+        also.append(f"(dated >= {_instant(dates[0])} AND dated < {_instant(dates[1])})")
+    return f"""
+        WITH parents AS (
+            SELECT id, {dated} AS dated, _changed_at AS changed_at FROM {parent.table.full_name}
+            WHERE _account {mine} AND _deleted_at IS NULL
+            UNION ALL
+            SELECT row_key, NULL, NULL FROM {QUARANTINE.full_name}
+            WHERE _account {mine} AND stream = {literal(parent.name)} AND row_key <> sha256(raw)
+            AND row_key NOT IN (SELECT id FROM {parent.table.full_name} WHERE _account {mine} AND _deleted_at IS NULL)
+        ), listed AS (
+            SELECT parent_id, listed_at FROM {CHILD_LISTS.full_name} WHERE account {mine} AND stream = {
+        literal(stream.name)
+    }
+        ), unsettled AS (
+            SELECT _parent_id FROM {stream.table.full_name}
+            WHERE _account {mine} AND _deleted_at IS NULL AND ({" OR ".join(unsettled)})
+        ), aged AS (
+            SELECT id, coalesce({
+        " OR ".join(["listed_at IS NULL", "changed_at > listed_at", "id IN (FROM unsettled)", *also])
+    }, false) AS due, epoch({at} - listed_at) / greatest(
+                {A_DAY.total_seconds()}, coalesce(abs(epoch({at}) - epoch(dated)) / 4, {
+        GO_ON.total_seconds()
+    })) AS overdue
+            FROM parents LEFT JOIN listed ON parent_id = id
+        )
+        SELECT id FROM aged WHERE due
+        UNION (SELECT id FROM aged WHERE NOT due AND overdue >= 1 ORDER BY overdue DESC, id LIMIT {most})
+        ORDER BY 1"""
+
+
+def _instant(moment: datetime) -> str:
+    return f"TIMESTAMPTZ {literal(moment.isoformat())}"
 
 
 def _or(field_name: str | None, holds: str) -> str:

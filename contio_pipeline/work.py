@@ -6,10 +6,11 @@ What lives here: the reports, who listens to progress, and the things that every
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 from contio_pipeline.client import Client
+from contio_pipeline.journal import Journal
 from contio_pipeline.night import Plan
 from contio_pipeline.publish import Generation
 from contio_pipeline.settings import Settings
@@ -56,6 +57,7 @@ class StreamReport:
         listing: rows, total, requests, whether complete and why not.
         changes: inserted, updated, deleted, unchanged, quarantined.
         warnings: what is worth a look although the tables are complete.
+        planned: requests that it was to take, as far as its first answers tell; None where it did not come to them.
         throttled: answers 429.
         bytes: received.
     """
@@ -69,6 +71,7 @@ class StreamReport:
     seconds: float = 0.0
     throttled: int = 0
     bytes: int = 0
+    planned: int | None = None
 
     def warn(self, warning: str) -> None:
         """Say what is worth a look; a list that is read twice says it once."""
@@ -80,14 +83,20 @@ class StreamReport:
         self.listing.complete = False
         self.listing.reason = self.listing.reason or reason
 
+    def interrupted(self, reason: str) -> None:
+        """Say that it had to stop, and that the next sync can go on where it was."""
+        self.listing.interrupted = True
+        self.incomplete(reason)
+
 
 @dataclass(slots=True)
 class SyncReport:
-    """What a whole sync did."""
+    """What a whole sync did; `goes_on` where it went on with one that was interrupted."""
 
     run_id: str
     started_at: datetime
     window: Window
+    goes_on: bool = False
     streams: list[StreamReport] = field(default_factory=list)
     generation: Generation | None = None
     new_generation: bool = False
@@ -98,6 +107,11 @@ class SyncReport:
     def complete(self) -> bool:
         """Whether everything that was asked for is known to equal the API."""
         return all(report.listing.complete for report in self.streams)
+
+    @property
+    def planned(self) -> int:
+        """Requests that it was to take: pages, lists, documents, and one for each account."""
+        return sum(report.planned or 0 for report in self.streams) + len({report.account for report in self.streams})
 
     def total(self, name: str) -> int:
         """The sum of one count of `Changes` over all streams."""
@@ -134,6 +148,11 @@ class Work:
     warehouse: Warehouse
     listener: Listener
     report: SyncReport
+
+    def journal(self, report: StreamReport) -> Journal:
+        """Where the answers of this part are kept until they are committed."""
+        list_of = f"{self.settings.api_url} {report.account} {report.stream}"
+        return Journal(self.settings.data_dir, list_of, now=datetime.now(UTC))
 
     @property
     def run_id(self) -> str:

@@ -96,7 +96,7 @@ class WorkFile:
     ) -> None:
         """See the class; `lock` is what `take_lock` returned, where the caller had to have it before."""
         self.path = data_dir / "warehouse.duckdb"
-        self._spill = data_dir / "warehouse.duckdb.tmp"
+        self.spill = data_dir / "warehouse.duckdb.tmp"
         self.streams = streams
         self._version = version
         self._lock = take_lock(data_dir) if lock is None else lock
@@ -138,7 +138,7 @@ class WorkFile:
         if self._connection:
             self._connection.close()
             self._connection = None
-        shutil.rmtree(self._spill, ignore_errors=True)
+        shutil.rmtree(self.spill, ignore_errors=True)
         os.close(self._lock)
 
     @property
@@ -178,11 +178,11 @@ class WorkFile:
         The old file is whole until the new one takes its place.
         """
         with self.closed_file() as file:
-            fresh = self._spill / "fresh.duckdb"
+            fresh = self.spill / "fresh.duckdb"
             fresh.unlink(missing_ok=True)
             connection = self._duckdb()
             try:
-                connection.execute(f"ATTACH {_literal(str(file))} AS old (READ_ONLY)")
+                connection.execute(f"ATTACH {literal(str(file))} AS old (READ_ONLY)")
                 _attach(connection, fresh, "fresh")
                 with_room(connection, lambda: connection.execute("COPY FROM DATABASE old TO fresh"))
                 connection.execute("CHECKPOINT fresh")
@@ -217,7 +217,7 @@ class WorkFile:
     # Opening ------------------------------------------------------------------------------------------------------------
 
     def _open(self, origin: str | None, migrations: Mapping[int, str]) -> None:
-        shutil.rmtree(self._spill, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(self.spill, ignore_errors=True)  # of a process that was killed
         if not self.path.exists():
             self._create()
         found = self._version_found()
@@ -249,7 +249,7 @@ class WorkFile:
 
     def _create(self) -> None:
         """Make an empty file that is whole when it appears: a full disk or a kill leaves none that looks damaged."""
-        new = self._spill / "new.duckdb"
+        new = self.spill / "new.duckdb"
         connection = self._duckdb()
         try:
             _attach(connection, new)
@@ -272,9 +272,9 @@ class WorkFile:
         """DuckDB without a file yet, frugal, with a private folder for what it puts aside."""
         config: dict[str, str | bool | int | float | list[str]] = {
             "autoinstall_known_extensions": False,
-            "temp_directory": str(self._spill),
+            "temp_directory": str(self.spill),
         }
-        self._spill.mkdir(mode=0o700, exist_ok=True)
+        self.spill.mkdir(mode=0o700, exist_ok=True)
         connection = duckdb.connect(":memory:", config=config)
         frugal(connection)
         return connection
@@ -328,11 +328,11 @@ class WorkFile:
             else:
                 self._add_columns(table, [column for column in table.columns if column.name not in columns])
             if described.get(table.full_name) != table.doc:
-                connection.execute(f"COMMENT ON TABLE {table.full_name} IS {_literal(table.doc)}")
+                connection.execute(f"COMMENT ON TABLE {table.full_name} IS {literal(table.doc)}")
             for column in table.columns:
                 if columns.get(column.name) != column.doc:
                     connection.execute(
-                        f"COMMENT ON COLUMN {table.full_name}.{quoted(column.name)} IS {_literal(column.doc)}"
+                        f"COMMENT ON COLUMN {table.full_name}.{quoted(column.name)} IS {literal(column.doc)}"
                     )
 
     def _add_columns(self, table: Table, columns: Sequence[Column]) -> None:
@@ -352,7 +352,7 @@ class WorkFile:
 
 def _attach(connection: duckdb.DuckDBPyConnection, file: Path, name: str = "warehouse") -> None:
     connection.execute(
-        f"ATTACH {_literal(str(file))} AS {name} (STORAGE_VERSION {_literal(STORAGE_VERSION)}, "
+        f"ATTACH {literal(str(file))} AS {name} (STORAGE_VERSION {literal(STORAGE_VERSION)}, "
         f"ROW_GROUP_SIZE {_ROW_GROUP})"
     )
 
@@ -376,8 +376,10 @@ def with_room(connection: duckdb.DuckDBPyConnection, step: Callable[[], T]) -> T
     for more in (*_MORE_MEMORY, None):
         try:
             return step()
-        except (duckdb.OutOfMemoryException, StorageError) as error:
-            if isinstance(error, StorageError) and not isinstance(error.__cause__, duckdb.OutOfMemoryException):
+        except (duckdb.Error, StorageError) as error:
+            cause = error.__cause__ if isinstance(error, StorageError) else error
+            # A commit says it in a TransactionException.
+            if not isinstance(cause, duckdb.OutOfMemoryException) and "failed to pin block" not in str(cause):
                 raise
         connection.execute(f"SET memory_limit = '{more or _all_memory()}'")
     return step()
@@ -483,7 +485,8 @@ def quoted(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """A text as SQL writes it."""
     return "'" + text.replace("'", "''") + "'"
 
 

@@ -629,19 +629,38 @@ def test_pages_come_in_order_and_add_up_to_the_truth(
     assert len(sandbox.requests) == len(pages)
 
 
-@pytest.mark.parametrize(("parallel", "most"), [(True, range(2, IN_FLIGHT + 1)), (False, range(1, 2))])
-def test_a_few_pages_are_under_way_at_once_when_that_is_wanted(
+@pytest.mark.parametrize(
+    ("parallel", "limit", "most"),
+    [
+        (True, 20_000, range(2, IN_FLIGHT + 1)),  # more would only wait for the budget
+        (True, 1_000_000, range(IN_FLIGHT + 1, 17)),
+        (False, 1_000_000, range(1, 2)),
+    ],
+)
+def test_as_many_pages_are_under_way_at_once_as_the_latency_wants_and_the_budget_feeds(
     parallel: bool,
+    limit: int,
     most: range,
     sandbox: Sandbox,
     new_client: NewClient,
 ) -> None:
     under_way: list[int] = []
     sandbox.max_limit = 3
-    sandbox.faults = [Fault("/action-items"), Fault("/action-items", delay=0.02, times=100)]
+    sandbox.faults = [Fault("/action-items", delay=0.02, times=1000)]
     sandbox.before = lambda _: under_way.append(statuses(sandbox).count(0))
-    assert len(list(new_client().pages("ana", "action-items", {}, parallel=parallel))) > 2 * IN_FLIGHT
+    client = new_client(rate_limit=limit)
+    assert len(list(client.pages("ana", "action-items", {}, parallel=parallel))) > 5 * IN_FLIGHT
     assert max(under_way) in most
+
+
+def test_answers_that_are_there_in_time_let_fewer_be_under_way(sandbox: Sandbox, new_client: NewClient) -> None:
+    sandbox.max_limit = 3
+    under_way: list[int] = []
+    sandbox.before = lambda _: under_way.append(statuses(sandbox).count(0))
+    for _page in new_client().pages("ana", "action-items", {}):
+        time.sleep(0.05)  # the caller is what is waited for
+    assert len(under_way) > 5 * IN_FLIGHT
+    assert max(under_way[-IN_FLIGHT:]) <= IN_FLIGHT // 2
 
 
 def test_a_page_is_asked_for_with_the_filters_the_size_and_where_it_begins(

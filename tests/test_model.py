@@ -800,7 +800,7 @@ class Model(RuleBasedStateMachine):
 
 def _parquet_is_equal(connection: duckdb.DuckDBPyConnection, table: Table, folder: Path) -> bool:
     """Whether the files hold the rows of the table; quicker than truth.check_parquet, which looks at each."""
-    files = f"read_parquet('{folder}/parquet/raw/{table.name}/month=*/part.parquet', hive_partitioning = false)"
+    files = f"read_parquet('{folder}/parquet/raw/{table.name}/month=*/part*.parquet', hive_partitioning = false)"
     columns = ", ".join(f'"{column.name}"' for column in table.columns)
     counts = f"SELECT count(*), sum(hash({columns})::HUGEINT) FROM"
     found = connection.execute(f"{counts} {table.full_name} UNION ALL {counts} {files}").fetchall()

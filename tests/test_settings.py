@@ -114,6 +114,7 @@ VARIABLES = {
     "lookahead_days": Variable(30, {"0": 0, "366": 366}, ("-1", "367")),
     "heal_days": Variable(30, {"1": 1, "366": 366}, ("0", "367", "1.5")),
     "nightly_full_requests": Variable(200, {"0": 0, "5000": 5000}, ("-1", "many")),
+    "nightly_child_requests": Variable(500, {"0": 0, "5000": 5000}, ("-1", "many")),
     "fresh_hours": Variable(36, {"0.5": 0.5, "8784": 8784}, ("0", "-1", "nan", "soon")),
     "alert_url": Variable(None, {}),  # a secret: see test_alerts.py
     "digest": Variable(True, {"false": False, "true": True}, ("perhaps",)),

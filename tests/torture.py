@@ -108,7 +108,7 @@ class Torture:
                 with duckdb.connect(folder / "contio.duckdb", read_only=True) as connection:
                     for table in ("raw.meetings", "raw.action_items", "raw.meetings_history", "raw.document_contents"):
                         [(rows,)] = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
-                        parts = (folder / "parquet" / table.replace(".", "/")).glob("month=*/part.parquet")
+                        parts = (folder / "parquet" / table.replace(".", "/")).glob("month=*/part*.parquet")
                         if not rows == told[table] == sum(pq.ParquetFile(part).metadata.num_rows for part in parts):
                             self.count("torn reads", f"{table} in {folder.name}")
                     [(orphans,)] = connection.execute(

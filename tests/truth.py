@@ -152,7 +152,7 @@ def check_parquet(folder: Path, database: Path) -> None:
         if table.schema != "raw":
             continue
         found: list[Row] = []
-        for part in (folder / "parquet" / "raw" / table.name).glob("month=*/part.parquet"):
+        for part in (folder / "parquet" / "raw" / table.name).glob("month=*/part*.parquet"):
             month = part.parent.name.removeprefix("month=")
             for row in pq.ParquetFile(part).read().to_pylist():
                 moment = row[table.month_field] if table.month_field else None

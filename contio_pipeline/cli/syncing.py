@@ -188,14 +188,14 @@ def print_report(report: SyncReport) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("account", "stream"):
         table.add_column(heading, no_wrap=True)
-    numbers = ("rows", "inserted", "updated", "deleted", "requests", "seconds")
+    numbers = ("rows", "inserted", "updated", "deleted", "planned", "requests", "seconds")
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for part in report.streams:
         listing, changes = part.listing, part.changes
-        counts = (listing.rows, changes.inserted, changes.updated, changes.deleted, listing.requests)
-        cells = [f"{count:,}" for count in counts] + [f"{part.seconds:.1f}"]
+        counts = (listing.rows, changes.inserted, changes.updated, changes.deleted, part.planned, listing.requests)
+        cells = ["-" if count is None else f"{count:,}" for count in counts] + [f"{part.seconds:.1f}"]
         table.add_row(part.account, part.stream, *cells, "" if listing.complete else "[red]not complete[/]")
     show(table)
     for part in report.streams:
@@ -210,7 +210,7 @@ def print_report(report: SyncReport) -> None:
     changed = report.total("inserted") + report.total("updated") + report.total("deleted")
     print(
         f"\n{f'{changed:,} rows changed' if changed else 'Nothing changed'}; "
-        f"{report.requests:,} requests in {report.seconds:.1f} s."
+        f"{report.requests:,} requests in {report.seconds:.1f} s ({report.planned:,} were planned)."
     )
     if report.generation:
         state = "Published" if report.new_generation else "Still published"
@@ -271,6 +271,7 @@ class _Progress:
                 stream=report.stream,
                 rows=listing.rows,
                 requests=listing.requests,
+                planned=report.planned,
                 seconds=round(report.seconds, 3),
                 complete=listing.complete,
             )
