@@ -4,4 +4,8 @@ What lives here: the whole pipeline, usable from Python and from the command lin
 (`dagster_project` wires this package, never the other way round).
 """
 
+import os
+
 __version__ = "0.1.0"
+
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # Arrow's own pools keep some tens of MB of what was freed

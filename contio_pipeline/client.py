@@ -229,7 +229,8 @@ class Client:
         self._page_size: int | None = PAGE_SIZE  # None: the server's own
         self._store = TokenStore(settings.state_dir)
         self._auths: dict[str, AccountAuth] = {}
-        self._api = httpx.URL(settings.api_url + API_PREFIX + "/")
+        self._api = settings.api_url + API_PREFIX + "/"
+        self._host = httpx.URL(settings.api_url).host
         self._budget, self._oauth_budget = new_budgets(settings, self._sleep, self._tell_wait)
         urls = (settings.api_url, settings.token_url)
         self._http = new_http(
@@ -407,7 +408,7 @@ class Client:
             what = f"GET {path}"
             request = self._http.build_request(
                 "GET",
-                self._api.join(path),
+                f"{self._api}{path}",
                 headers={"Accept": "*/*", "Accept-Encoding": "identity"},
                 extensions={_UNBOUNDED: True},
             )
@@ -447,8 +448,10 @@ class Client:
         """Send one GET until it is answered, and read the answer."""
         what = f"GET {path}"
 
+        url = f"{self._api}{path}?{urlencode(params)}" if params else f"{self._api}{path}"
+
         def once() -> R:
-            request = self._http.build_request("GET", self._api.join(path), params=params)
+            request = self._http.build_request("GET", url)
             response = self._http.send(request, auth=self._auth(account), stream=True)
             body = b""
             with ExitStack() as while_it_is_large:
@@ -489,7 +492,7 @@ class Client:
                 try:
                     return once()
                 except (httpx.TransportError, httpx.DecodingError) as error:
-                    raise no_answer(error, what, self._api.host) from error
+                    raise no_answer(error, what, self._host) from error
                 finally:
                     self._latency += (time.monotonic() - begun - self._latency) / _FEW_ANSWERS
 

@@ -209,6 +209,8 @@ class Lister:
         """
         stage = self._warehouse.stage(stream)
         with self._work.journal(report) as journal:
+            if self._warehouse.was_listed(stream, report.account):
+                journal.restart()  # what is there now matters more than some requests
             failure = self._read_list(report, stream, stage, scope, journal)
             scope = self._believed(report, stream, stage, scope)
             listed = self._read_details(report, stream, stage, failure, journal)
@@ -539,6 +541,10 @@ class Lister:
         if not dates:
             begun_at = self._warehouse.begin_or_go_on(report.account, stream, self._work.run_id, now)
             report.listing.begun_at = begun_at
+            if begun_at != now:
+                report.plan = replace(
+                    plan, why=f"goes on with the listing of {begun_at:%Y-%m-%d %H:%M}, which was interrupted"
+                )
             return self._warehouse.due_parents(stream, report.account, now=now, before=begun_at)
         if plan.old_lists is not None:
             return self._warehouse.due_parents(stream, report.account, now=now, dates=dates, most=plan.old_lists)

@@ -15,6 +15,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, unquote
 
+import orjson
+
 from contio_pipeline.errors import (
     ApiError,
     BrokenAnswer,
@@ -49,13 +51,36 @@ def read_json(body: bytes) -> Any:
     floats, bytes that are not UTF-8 become lone surrogates. None of them can be stored, so the row that holds one is set
     aside (`rows`). A byte order mark is passed over (RFC 8259, 8.1 allows that).
 
+    orjson reads the usual answer three times faster. What it refuses json looks at, and what it may have rounded: an integer of
+    more than 64 bits becomes a float there.
+
     Raises:
         BrokenAnswer: not JSON (HTML, empty, cut off, something after the end).
     """
     try:
+        value = orjson.loads(body)
+        if not _holds_float(value):
+            return value
+    except orjson.JSONDecodeError:
+        pass
+    try:
         return json.loads(body.decode("utf-8-sig", "surrogateescape"), parse_int=_number)
     except (ValueError, RecursionError) as error:
         raise BrokenAnswer(f"the API answered a success without valid JSON ({error})") from None
+
+
+def _holds_float(value: Any) -> bool:
+    """Whether there is a float anywhere in a JSON value."""
+    todo: list[Any] = [[value]]
+    while todo:
+        inside = todo.pop()
+        for one in inside.values() if isinstance(inside, dict) else inside:
+            kind = type(one)
+            if kind is float:
+                return True
+            if kind is dict or kind is list:
+                todo.append(one)
+    return False
 
 
 def _number(digits: str) -> int | float:

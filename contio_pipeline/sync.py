@@ -231,6 +231,7 @@ class Run:
         for account in self.accounts:
             self._account(account, names)
         self._work.warehouse.explain_lost_access(self.accounts, self.report.started_at)
+        self._work.warehouse.drop_old_windows()
         interrupted = self._halted or any(part.listing.interrupted for part in self.report.streams)
         self._put_run(finished_at=None if interrupted else datetime.now(UTC))
 

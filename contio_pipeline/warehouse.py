@@ -41,7 +41,7 @@ _A_WEEK = timedelta(days=7)
 """So long a first sync may take in all that is interrupted again and again."""
 
 GO_ON = timedelta(days=28)
-"""A listing of all parents' lists that was interrupted goes on within so long; after that it begins anew."""
+"""The first listing of all parents' lists, when interrupted, goes on within so long; after that it begins anew."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -464,14 +464,25 @@ class Warehouse(WorkFile):
         sql = f"{live} UNION {broken} ORDER BY 1"
         return [str(found[0]) for found in self.connection.execute(sql, values).fetchall()]
 
+    def drop_old_windows(self) -> None:
+        """Let go of listings of days that a full listing, complete a month later, made superfluous: each night adds some."""
+        with self.transaction() as connection:
+            connection.execute(
+                f"""DELETE FROM {WINDOWS.full_name} w WHERE window_start IS NOT NULL AND EXISTS (
+                        SELECT 1 FROM {WINDOWS.full_name} f WHERE f.account = w.account AND f.stream = w.stream
+                        AND f.window_start IS NULL AND f.complete_at > w.listed_at + INTERVAL 30 DAY)"""
+            )
+
     def begin_or_go_on(self, account: str, stream: Stream, run_id: str, now: datetime) -> datetime:
         """Since when the full listing of all parents' lists is under way: an earlier one that was interrupted goes on.
 
-        From now on it counts as not complete.
+        The first one goes on for weeks; who lists all again wants what is there now. From now on it counts as not complete.
         """
-        whole = [row for row in self.windows_of_stream(account, stream) if row["window_start"] is None]
-        earlier = [row["begun_at"] for row in whole if row["begun_at"] and not row["complete"]]
-        begun_at = next((begun for begun in earlier if now - begun < GO_ON), now)
+        begun_at = now
+        for row in self.windows_of_stream(account, stream):
+            lasts = A_DAY if row["complete_at"] else GO_ON
+            if row["window_start"] is None and row["begun_at"] and now - row["begun_at"] < lasts:
+                begun_at = row["begun_at"]
         why = "it was interrupted: sync again, which goes on"
         listing = Listing(complete=False, reason=why, interrupted=True, begun_at=begun_at)
         self.put_window(account, stream.name, Window(), listing, run_id, now)
@@ -500,6 +511,11 @@ class Warehouse(WorkFile):
         parent = stream_named(stream.parent or "", self.streams)
         sql = due_lists(stream, parent, account, now=now, before=before, dates=dates, most=most)
         return [str(found[0]) for found in self.connection.execute(sql).fetchall()]
+
+    def was_listed(self, stream: Stream, account: str) -> bool:
+        """Whether a full listing of it was ever complete."""
+        rows = self.windows_of_stream(account, stream)
+        return any(row["window_start"] is None and row["complete_at"] for row in rows)
 
     def live_rows(self, stream: Stream, account: str) -> int:
         """How many rows are stored that are not gone."""

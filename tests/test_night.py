@@ -326,3 +326,20 @@ def test_an_account_without_a_scope_is_not_listed_whole_every_night(place: Place
         place.sync(night=True)
         assert len(place.asked("/user/meetings")) == len(place.world.accounts)
         assert len(first_pages(place, "/calendar/events", "bo")) <= 2
+
+
+def test_listings_of_days_that_a_full_one_made_superfluous_are_let_go_of_after_a_month(place: Place) -> None:
+    place.sync()
+    for day in range(3):
+        place.sync(window=Window(NOW - timedelta(days=day + 1), NOW - timedelta(days=day)))
+    windows = "SELECT count(*) FROM ops.windows WHERE window_start IS NOT NULL"
+    until = {}
+    for days, left in ((20, 36), (40, 9)):  # those of the documents stay: their lists were not all read again
+        wind_back(place, days, "ana")
+        wind_back(place, days, "bo")
+        wind_back(place, days, "cem")
+        place.sync(streams=["meetings", "action_items", "calendar_events"])
+        [(count,)] = place.query(windows)
+        until[days] = count
+        assert count == left
+    assert until[20] > until[40]
