@@ -41,6 +41,8 @@ MAX_ROWS = 100 * PAGE_SIZE
 _MOST_DIGITS = 400
 """Of an integer; beyond it Python may refuse to read it, and no column can hold it."""
 
+_CONTAINERS = frozenset({dict, list})
+
 RETRIED_STATUSES = frozenset({408, 425, 429}) | frozenset(range(500, 600))
 
 
@@ -74,12 +76,12 @@ def _holds_float(value: Any) -> bool:
     todo: list[Any] = [[value]]
     while todo:
         inside = todo.pop()
-        for one in inside.values() if isinstance(inside, dict) else inside:
-            kind = type(one)
-            if kind is float:
-                return True
-            if kind is dict or kind is list:
-                todo.append(one)
+        ones = inside.values() if isinstance(inside, dict) else inside
+        kinds = set(map(type, ones))
+        if float in kinds:
+            return True
+        if kinds & _CONTAINERS:
+            todo.extend(one for one in ones if type(one) in _CONTAINERS)
     return False
 
 

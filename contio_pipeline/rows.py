@@ -30,6 +30,7 @@ ARROW_TYPES: dict[Kind, pa.DataType] = {
 
 # RFC 3339 with any number of fractional digits (Go writes nine; those beyond six are cut off).
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?(?P<zone>[Zz]|[+-]\d\d:\d\d)?")
+_USUAL_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 
@@ -112,6 +113,8 @@ def _array(column: Column, values: list[Any], extras: list[dict[str, Any]]) -> p
     kind, coerce = column.kind, _COERCIONS[column.kind]
     if kind in {"text", "boolean"}:  # Arrow converts nothing to these
         return pa.array(values, ARROW_TYPES[kind])
+    if kind == "timestamp" and all(value is None or _USUAL_INSTANT.fullmatch(value) for value in values):
+        return pa.array([value and datetime.fromisoformat(value) for value in values], ARROW_TYPES[kind])
     found: list[Any] = []
     for value, extra in zip(values, extras, strict=True):
         try:
@@ -263,11 +266,8 @@ def _timestamp(value: Any) -> datetime:
     match = _INSTANT.fullmatch(text)
     try:
         if match:
-            zone = match["zone"]
-            if zone == "Z":  # as nearly all are
-                return datetime.fromisoformat(text)
             moment = datetime.fromisoformat(text.upper())
-            if zone is None:
+            if match["zone"] is None:
                 raise NoInstant
             return moment.astimezone(UTC)
         if _DAY.fullmatch(text):

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow.parquet import write_table
 
 from contio_pipeline.errors import StorageError
-from contio_pipeline.rows import ARROW_TYPES, Batch
+from contio_pipeline.rows import Batch
 from contio_pipeline.streams import LISTED, Stream
 from contio_pipeline.workfile import SQL_TYPES, column_list, literal, quoted, with_room
 
@@ -41,9 +41,8 @@ class Stage:
         self._accepted: list[int] = []
         self._sequence = 0
         self._waiting: list[pa.RecordBatch] = []
+        self._parents_waiting: list[str | None] = []
         self._rows_waiting = self._bytes_waiting = 0
-        kinds = [(column.name, ARROW_TYPES[column.kind]) for column in stream.payload_columns]
-        self._schema = pa.schema([*kinds, ("_pass", pa.int64()), ("_sequence", pa.int64())])
         self._folder = folder
         for path in folder.glob("payload-*"):  # of the stage before
             path.unlink()
@@ -62,6 +61,7 @@ class Stage:
 
     def begin_pass(self) -> None:
         """What is added from now on is a new reading of the same list."""
+        self.flush()
         self._pass += 1
 
     def accept(self) -> None:
@@ -73,21 +73,10 @@ class Stage:
 
     def add(self, batch: Batch, parent_id: str | None = None) -> None:
         """Take decoded rows, in the order in which the API sent them."""
-        count = batch.rows.num_rows
-        if count:
-            extra: dict[str, Any] = {
-                "_pass": pa.repeat(pa.scalar(self._pass, pa.int64()), count),
-                "_sequence": pa.array(range(self._sequence + 1, self._sequence + count + 1), pa.int64()),
-            }
-            if self.stream.parent:
-                extra["_parent_id"] = pa.repeat(pa.scalar(parent_id, pa.string()), count)
-            self._waiting.append(
-                pa.RecordBatch.from_arrays(
-                    [*batch.rows.columns, *extra.values()], names=[*batch.rows.schema.names, *extra]
-                )
-            )
-            self._sequence += count
-            self._rows_waiting += count
+        if batch.rows.num_rows:
+            self._waiting.append(batch.rows)
+            self._parents_waiting += [parent_id] * batch.rows.num_rows if self.stream.parent else []
+            self._rows_waiting += batch.rows.num_rows
             self._bytes_waiting += batch.rows.nbytes
             if self._rows_waiting >= _FLUSH_ROWS or self._bytes_waiting >= _FLUSH_BYTES:
                 self.flush()
@@ -103,15 +92,21 @@ class Stage:
             return
         path = str(self._folder / f"payload-{len(self._paths)}.parquet")
         try:
-            rows = pa.Table.from_batches(self._waiting).select(self._schema.names)
+            rows = pa.Table.from_batches(self._waiting)
+            if self.stream.parent:
+                rows = rows.append_column("_parent_id", pa.array(self._parents_waiting, pa.string()))
+            sequence = range(self._sequence + 1, self._sequence + rows.num_rows + 1)
+            rows = rows.append_column("_pass", pa.repeat(pa.scalar(self._pass, pa.int64()), rows.num_rows))
+            rows = rows.append_column("_sequence", pa.array(sequence, pa.int64()))
             write_table(rows, path, compression="none", use_dictionary=False)
         except OSError as error:
             raise StorageError(f"{path} could not be written ({error}): what was committed before stays") from None
         self._paths.append(path)
+        self._sequence += rows.num_rows
         self._run(
             f"INSERT INTO staged BY NAME SELECT {self._columns()}, _pass, _sequence FROM read_parquet({literal(path)})"
         )
-        self._waiting, self._rows_waiting, self._bytes_waiting = [], 0, 0
+        self._waiting, self._parents_waiting, self._rows_waiting, self._bytes_waiting = [], [], 0, 0
 
     def payload(self) -> str:
         """What names the rows as received, with `_pass` and `_sequence`, in a statement."""

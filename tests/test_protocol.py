@@ -580,3 +580,56 @@ def test_an_id_that_no_path_can_hold_is_refused_by_a_sentence(identity: str) -> 
 def test_a_usual_id_is_left_as_it_is() -> None:
     identity = "0b9c6f1e-3f1d-4c8e-9a52-1f0c5b0d7e11"
     assert fill_path("meetings/{id}", id=identity) == f"meetings/{identity}"
+
+
+# Speed -----------------------------------------------------------------------------------------------------------------
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=3), inside, max_size=3),
+    max_leaves=8,
+)
+ODD = (
+    b"18446744073709551616",
+    b'{"a":[1,{"b":-9223372036854775809}]}',
+    b"1e400",
+    b"-1e400",
+    b"[NaN]",
+    b"Infinity",
+    b'{"a":1,"a":2}',
+    b"-0",
+    b"-0.0",
+    b'"\\ud800"',
+    b'"\\ud83d\\ude00"',
+    b'"\xff"',
+    b"\xef\xbb\xbf[1]",
+    b"1E5",
+    b"0.1000000000000000055511151231257827",
+    b" [ ] ",
+    b"",
+    b"[1,]",
+    b"01",
+    b"[1] 2",
+    b"'a'",
+    b'"\x01"',
+    b"{}",
+    b"<html>",
+    b"[" * 2000 + b"]" * 2000,
+    b"9" * 500,
+    b"nul",
+)
+
+
+@given(VALUES.map(lambda value: json.dumps(value).encode()) | st.sampled_from(ODD) | st.binary(max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_an_answer_is_read_as_json_reads_it(body: bytes) -> None:
+    try:
+        expected = json.loads(
+            body.decode("utf-8-sig", "surrogateescape"),
+            parse_int=lambda digits: int(digits[:400]) if len(digits) <= 400 else float(digits),
+        )
+    except (ValueError, RecursionError):
+        with pytest.raises(BrokenAnswer):
+            read_json(body)
+        return
+    assert repr(read_json(body)) == repr(expected)
