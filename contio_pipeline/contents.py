@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from contio_pipeline.documents import DocumentStore, Incoming
-from contio_pipeline.errors import ApiError, BrokenAnswer, NotFound, ScopeMissing, StorageError
+from contio_pipeline.errors import ApiError, BrokenAnswer, Enough, NotFound, ScopeMissing, StorageError
 from contio_pipeline.journal import Journal
 from contio_pipeline.protocol import fill_path
 from contio_pipeline.streams import UNFINISHED, Stream
@@ -90,7 +90,7 @@ class Fetcher:
             if done.count < done.total:
                 report.interrupted(f"{done.total - done.count} documents were not asked for")
             else:
-                journal.restart()
+                journal.drop()
 
     def _content_state(self, row: dict[str, Any]) -> str:
         """What a document's processing state allows: an early download may hold what was not scrubbed yet."""
@@ -164,7 +164,7 @@ class Fetcher:
                 if sinks[-1].digest != first:
                     return BrokenAnswer(f"GET {path}: other bytes at each try")
             digest = sinks[-1].keep()
-        except ScopeMissing:
+        except (ScopeMissing, Enough):
             raise
         except ApiError as error:
             return error

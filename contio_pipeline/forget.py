@@ -13,6 +13,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -168,7 +169,8 @@ def _files(settings: Settings, warehouse: Warehouse, found: Forgotten, now: date
     store = DocumentStore(settings.data_dir)
     store.clear_incoming()
     store.remove(found.documents)
-    shutil.rmtree(settings.data_dir / "unfinished", ignore_errors=True)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(settings.data_dir / "unfinished")
     warehouse.rewrite()
     for copy in found.copies:
         copy.unlink()

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from contio_pipeline.errors import StorageError
 from contio_pipeline.folders import private_folder
+
+log = logging.getLogger(__name__)
 
 _LASTS = timedelta(days=1)
 """How old answers may be of which a list is put together. What changed since then, the next nights see."""
@@ -46,10 +49,15 @@ class Journal:
         self._waiting: list[tuple[str, bytes]] = []
         self._writing = threading.Lock()
         self.begun_at: datetime | None = None
-        if self._path.exists():
+        self._closed = False
+        try:
             self._read()
+        except (OSError, ValueError, OverflowError) as error:
+            self._do_without(error)
 
     def _read(self) -> None:
+        if not self._path.exists():
+            return
         self._file = self._path.open("r+b")
         end = 0
         for key, body, begin in self._records(self._file):
@@ -58,17 +66,26 @@ class Journal:
                 self._kept[key] = (begin, len(body))
             elif body:
                 self.begun_at = datetime.fromisoformat(json.loads(body))
-        if self.begun_at is None or not self._kept or self._now - self.begun_at > _LASTS:
+        if self.begun_at is None or not self._kept or not timedelta(0) <= self._now - self.begun_at < _LASTS:
             self.restart()
             return
         self._file.truncate(end)
         self._file.seek(end)
 
+    def _do_without(self, error: Exception) -> None:
+        """It saves requests, and nothing else depends on it."""
+        log.warning("%s cannot be used (%s): an interrupted listing will begin anew; remove it", self._path, error)
+        self._kept, self.begun_at = {}, None
+        self.close()
+
     @staticmethod
     def _records(file: IO[bytes]) -> Iterator[tuple[bytes, bytes, int]]:
         """Key, body, and where the body begins."""
+        whole = os.fstat(file.fileno()).st_size
         while len(head := file.read(_RECORD.size)) == _RECORD.size:
             key_size, size, checksum = _RECORD.unpack(head)
+            if key_size + size > whole - file.tell():
+                return
             key, body = file.read(key_size), file.read(size)
             if zlib.crc32(body, zlib.crc32(key)) != checksum:
                 return
@@ -90,6 +107,8 @@ class Journal:
     def put(self, key: str, body: bytes) -> None:
         """Keep an answer."""
         with self._writing:
+            if self._closed:  # it was still under way when the listing ended
+                return
             if not self._file and not self._waiting:  # the only answer of most lists
                 self._waiting.append((key, body))
                 return
@@ -102,9 +121,7 @@ class Journal:
                     self._write(self._file, *one)
                 self._waiting.clear()
             except OSError as error:
-                raise StorageError(
-                    f"{self._path} could not be written ({error}): what was committed before stays"
-                ) from None
+                self._do_without(error)
 
     @staticmethod
     def _write(file: IO[bytes], key: str, body: bytes) -> None:
@@ -114,13 +131,25 @@ class Journal:
         file.flush()
 
     def restart(self) -> None:
-        """Forget all of it: the list changed, or it is committed."""
-        self.close()
-        self._path.unlink(missing_ok=True)
+        """Forget all of it: the list changed."""
+        if self._file:
+            self._file.close()
+            self._file = None
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            self._do_without(error)
         self._kept, self._waiting, self.begun_at = {}, [], None
+
+    def drop(self) -> None:
+        """Forget all of it, for good: it is committed."""
+        self._closed = True
+        with self._writing:
+            self.restart()
 
     def close(self) -> None:
         """Close the file."""
+        self._closed = True
         if self._file:
             self._file.close()
             self._file = None
@@ -129,5 +158,6 @@ class Journal:
 def clear_journals(data_dir: Path, now: datetime) -> None:
     """Remove what no sync will take up any more."""
     for path in (data_dir / "unfinished").glob("*.answers"):
-        if now.timestamp() - path.stat().st_mtime > _LASTS.total_seconds():
-            path.unlink()
+        with suppress(OSError):  # what is not to be had is not to be used either
+            if now.timestamp() - path.stat().st_mtime > _LASTS.total_seconds():
+                path.unlink()

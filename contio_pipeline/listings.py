@@ -14,7 +14,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from contio_pipeline.errors import AccountError, ApiError, ContioError, Forbidden, NotFound, ScopeMissing
+from contio_pipeline.errors import AccountError, ApiError, ContioError, Enough, Forbidden, NotFound, ScopeMissing
 from contio_pipeline.journal import Journal
 from contio_pipeline.night import listing_pages
 from contio_pipeline.protocol import Page, fill_path, row_identity
@@ -223,7 +223,7 @@ class Lister:
             self._warehouse.put_listed(report.account, stream, listed)
             if failure:
                 raise failure
-            journal.restart()
+            journal.drop()
         if report.listing.outside:
             report.warn(
                 f"{report.listing.outside} rows returned for the window have a {stream.date_field} outside it: the API's "
@@ -344,7 +344,7 @@ class Lister:
         Returns:
             id -> hash as listed, of the rows that were read by id and can be stored.
         """
-        if not self._is_thin(report, stream, stage, failure):
+        if not self._is_thin(report, stream, stage, failure or journal.begun_at is not None):
             return {}
         listed = stage.put_aside(report.account, whole=report.listing.complete)
         wanted = [] if failure else list(listed)
@@ -354,11 +354,12 @@ class Lister:
         report.planned = (report.planned or 0) + len(wanted)
 
         def ask(identity: str) -> dict[str, Any] | ApiError:
-            if kept := journal.get(identity):
+            key = f"{identity} {listed[identity]}"  # what was read of another version says nothing of this one
+            if kept := journal.get(key):
                 return dict(json.loads(kept))
             answer = self._ask(report.account, stream, identity)
             if isinstance(answer, dict):
-                journal.put(identity, json.dumps(answer).encode())
+                journal.put(key, json.dumps(answer).encode())
             return answer
 
         answers = self._client.in_parallel(ask, wanted)
@@ -381,7 +382,9 @@ class Lister:
         stage.keep(report.account, failed)
         return {identity: digest for identity, digest in listed.items() if identity in stored}
 
-    def _is_thin(self, report: StreamReport, stream: Stream, stage: Stage, failure: ContioError | None) -> bool:
+    def _is_thin(
+        self, report: StreamReport, stream: Stream, stage: Stage, incomparable: ContioError | bool | None
+    ) -> bool:
         """Whether rows of the list lack what the same rows hold when they are read by id.
 
         Some are compared now and then, and at once where rows changed without a new version, or lost what they held.
@@ -391,7 +394,7 @@ class Lister:
         if seen and lately and not seen["holds"]:
             return True
         rows: list[dict[str, Any]] = []
-        if not failure:
+        if not incomparable:  # because it stopped, or holds rows as they were a while ago
             rows = stage.suspects(report.account, SAMPLE) if lately else stage.sample(SAMPLE)
         answers = self._client.in_parallel(partial(self._ask, report.account, stream), [row["id"] for row in rows])
         compared, lacks = 0, set[str]()
@@ -499,7 +502,7 @@ class Lister:
             if done.count < done.total:
                 report.interrupted(f"{done.total - done.count} lists were not asked for")
             else:
-                journal.restart()
+                journal.drop()
         self._judge_quarantine(report, found.broken, found.without_id)
         report.listing.quarantined = max(found.broken, report.listing.quarantined)
         return found.missing, found.empty
@@ -512,7 +515,7 @@ class Lister:
             return
         stage = self._warehouse.stage(stream)
         stage.begin_pass()
-        complete = []
+        complete, failed = [], []
         for listed in lists:
             for page in listed.pages:
                 if page.items:
@@ -520,6 +523,7 @@ class Lister:
             report.listing.total += listed.total
             if listed.problem:
                 report.incomplete(f"the list of {stream.parent} {listed.parent}: {listed.problem}")
+                failed.append(listed.parent)
                 continue
             complete.append(listed.parent)
             if not listed.total:
@@ -528,6 +532,7 @@ class Lister:
         found.broken, found.without_id = found.broken + broken, found.without_id + without_id
         part, scope = Listing(begun_at=journal.begun_at), replace(self._believable, parents=tuple(complete))
         changes = self._warehouse.commit(stage, report.account, None, part, scope, self._work.run_id, datetime.now(UTC))
+        self._warehouse.note_tried(stream, report.account, failed, datetime.now(UTC))
         report.listing.rows += part.rows
         report.changes.add(changes)
         if not part.complete:
@@ -566,7 +571,7 @@ class Lister:
                         break
             except NotFound:  # the list of an unknown parent may be empty or missing: the API does not say
                 return _ChildList(parent)
-            except ScopeMissing:
+            except (ScopeMissing, Enough):
                 raise
             except ApiError as error:
                 listed.problem, listed.failed = str(error), True

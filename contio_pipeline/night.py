@@ -88,8 +88,8 @@ def plan_night(
         declared: the streams that exist.
     """
     until = complete_until(windows)
-    tried = [row["listed_at"] for row in windows if row["window_start"] is None and not row["complete"]]
-    tired = stream.parent is None and any(now - at < _AGAIN for at in tried)  # lists of parents go on where they were
+    failed = [row for row in windows if row["window_start"] is None and not row["complete"] and not row.get("begun_at")]
+    tired = any(now - row["listed_at"] < _AGAIN for row in failed)  # one that was interrupted goes on
     if until is None and not tired:
         return Plan(why="everything: it was never listed completely")
     limit = now.date() - timedelta(days=settings.heal_days)

@@ -521,13 +521,14 @@ CHILD_LISTS = Table(
         stream=("text", "The stream that has a list for each parent row."),
         parent_id=("text", "The parent row's id."),
         listed_at=("timestamp", "When its list was last read whole."),
+        tried_at=("timestamp", "When it was last asked for, whole or not."),
     ),
-    volatile=("listed_at",),
+    volatile=("listed_at", "tried_at"),
 )
 META = Table(
     "ops",
     "meta",
-    "What the warehouse is: api_origin, schema_version, a hash of the application's client id.",
+    "What the warehouse is: api_origin, schema_version, a hash of the application's client id, the calendar's range.",
     _columns(key=("text", "Which fact."), value=("text", "The fact.")),
     volatile=("key", "value"),
 )

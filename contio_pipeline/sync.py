@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +51,7 @@ from contio_pipeline.streams import (
     Stream,
     Table,
 )
-from contio_pipeline.warehouse import Listing, Warehouse, Window
+from contio_pipeline.warehouse import A_DAY, Listing, Warehouse, Window
 from contio_pipeline.work import Listener, Nobody, StreamReport, SyncReport, Work
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def sync(
         night=night,
         verify_documents=verify_documents,
         most_requests=most_requests,
-        goes_on=not streams and not night and window == Window(),
+        goes_on=not streams and not accounts and not night and window == Window(),
         listener=listener,
         declared=declared,
     ) as run:
@@ -185,7 +185,7 @@ class Run:
         _warn_of_network_file_systems(settings, mounts)
         with ExitStack() as opening:
             warehouse = opening.enter_context(Warehouse(settings.data_dir, origin=settings.api_url, streams=declared))
-            warehouse.use_application(client_id)
+            another = warehouse.use_application(client_id)
             if erasure := unfinished(settings.data_dir):
                 log.warning("%s", erasure)
             listener = listener or Nobody()
@@ -193,7 +193,7 @@ class Run:
             now = datetime.now(UTC)
             window = usual_window(settings, now.date()) if night else window
             clear_journals(settings.data_dir, now)
-            interrupted = warehouse.interrupted_run(now) if goes_on else None
+            interrupted = warehouse.interrupted_run(now) if goes_on and not another else None
             report = SyncReport(run_id or interrupted or uuid.uuid4().hex, now, window, goes_on=bool(interrupted))
             self._before = warehouse.run(report.run_id)
             if interrupted:
@@ -206,6 +206,7 @@ class Run:
             self._open = opening.pop_all()
         self._night = night
         self._listed: dict[str, dict[str, dict[str, Any]]] = {}
+        self._range_changed = False
         self._begun = time.monotonic()
         self._halted: ContioError | None = None
         """The budget is the machine's: a 429 that outlasts all tries of one account ends the others too."""
@@ -226,14 +227,14 @@ class Run:
     def refresh(self, *names: str) -> None:
         """Make the tables of these streams, and `document_contents`, equal to the API: account by account, as declared."""
         self._put_run()
+        self._range_changed = self._work.warehouse.use_range(self.settings.calendar_range(self.report.started_at))
         if self.report.goes_on:
             self._listed = {account: self._listed_before(account, names) for account in self.accounts}
         for account in self.accounts:
             self._account(account, names)
         self._work.warehouse.explain_lost_access(self.accounts, self.report.started_at)
         self._work.warehouse.drop_old_windows()
-        interrupted = self._halted or any(part.listing.interrupted for part in self.report.streams)
-        self._put_run(finished_at=None if interrupted else datetime.now(UTC))
+        self._put_run(finished_at=None if self._halted else datetime.now(UTC))
 
     def done(self) -> dict[str, Any]:
         """What all parts of this run did: its row of `ops.runs`."""
@@ -295,7 +296,7 @@ class Run:
                 "version": __version__,
                 "window_start": report.window.start or before.get("window_start"),  # contents have no window
                 "window_end": report.window.end or before.get("window_end"),
-                "complete": report.complete and before.get("complete", True),
+                "complete": report.complete and (report.goes_on or before.get("complete", True)),
                 **{name: count + before.get(name, 0) for name, count in done.items()},
             }
         )
@@ -320,15 +321,25 @@ class Run:
             self._doubt_what_is_empty(account)
 
     def _listed_before(self, account: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Stream -> what the interrupted sync listed of it whole: `ops.windows`.
+        """Stream -> what the interrupted sync listed of it whole within a day: `ops.windows`.
 
         Nothing where all accounts were listed whole before: then it was no first sync, and what is new matters more.
         """
         wanted = sum(stream.name in names for stream in self._work.warehouse.streams)
         if all(len(self._whole(one, names)) == wanted for one in self.accounts):
             return {}
-        rows = self._whole(account, names)
-        return {name: row for name, row in rows.items() if row["run_id"] == self.report.run_id and row["complete"]}
+        now = datetime.now(UTC)
+        ranged = {
+            stream.name for stream in self._work.warehouse.streams if stream.dates == "required" and self._range_changed
+        }
+        return {
+            name: row
+            for name, row in self._whole(account, names).items()
+            if row["run_id"] == self.report.run_id
+            and row["complete"]
+            and timedelta(0) <= now - row["listed_at"] < A_DAY
+            and name not in ranged
+        }
 
     def _whole(self, account: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         return {

@@ -269,7 +269,10 @@ class Warehouse(WorkFile):
                 AND parent_id IN (SELECT unnest($parents::VARCHAR[]))""",
             **these,
         )
-        run(f"INSERT INTO {CHILD_LISTS.full_name} SELECT $account, $stream, unnest($parents::VARCHAR[]), $at", **these)
+        run(
+            f"INSERT INTO {CHILD_LISTS.full_name} SELECT $account, $stream, unnest($parents::VARCHAR[]), $at, $at",
+            **these,
+        )
 
     def _mark_missing(self, run: Run, stream: Stream, scope: Scope, listing: Listing) -> list[str]:
         """Mark live rows that the listing should have returned and did not; returns their ids.
@@ -481,7 +484,7 @@ class Warehouse(WorkFile):
         begun_at = now
         for row in self.windows_of_stream(account, stream):
             lasts = A_DAY if row["complete_at"] else GO_ON
-            if row["window_start"] is None and row["begun_at"] and now - row["begun_at"] < lasts:
+            if row["window_start"] is None and row["begun_at"] and timedelta(0) <= now - row["begun_at"] < lasts:
                 begun_at = row["begun_at"]
         why = "it was interrupted: sync again, which goes on"
         listing = Listing(complete=False, reason=why, interrupted=True, begun_at=begun_at)
@@ -511,6 +514,16 @@ class Warehouse(WorkFile):
         parent = stream_named(stream.parent or "", self.streams)
         sql = due_lists(stream, parent, account, now=now, before=before, dates=dates, most=most)
         return [str(found[0]) for found in self.connection.execute(sql).fetchall()]
+
+    def note_tried(self, stream: Stream, account: str, parents: Sequence[str], now: datetime) -> None:
+        """Let parents whose lists failed wait for their next turn, so that others have theirs."""
+        if parents:
+            with self.transaction() as connection:
+                connection.execute(
+                    f"""UPDATE {CHILD_LISTS.full_name} SET tried_at = ?
+                        WHERE account = ? AND stream = ? AND parent_id IN (SELECT unnest(?::VARCHAR[]))""",
+                    [now, account, stream.name, list(parents)],
+                )
 
     def was_listed(self, stream: Stream, account: str) -> bool:
         """Whether a full listing of it was ever complete."""
@@ -591,16 +604,12 @@ class Warehouse(WorkFile):
         return next(iter(self.query(f"SELECT * FROM {RUNS.full_name} WHERE run_id = ?", [run_id])), None)
 
     def interrupted_run(self, now: datetime) -> str | None:
-        """The id of the last run, if it was a full sync that did not come to its end lately."""
-        sql = f"SELECT * FROM {RUNS.full_name} ORDER BY started_at DESC LIMIT 1"
-        return next(
-            (
-                row["run_id"]
-                for row in self.query(sql)
-                if row["finished_at"] is None and row["window_start"] is None and now - row["started_at"] < _A_WEEK
-            ),
-            None,
-        )
+        """The id of the last run, if it was a full sync that was cut off lately."""
+        for row in self.query(f"SELECT * FROM {RUNS.full_name} ORDER BY started_at DESC LIMIT 1"):
+            lately = timedelta(0) <= now - row["started_at"] < _A_WEEK
+            if lately and row["finished_at"] is None and row["window_start"] is None:
+                return str(row["run_id"])
+        return None
 
     def windows_of(self, run_id: str, since: datetime | None = None) -> list[dict[str, Any]]:
         """What the run has listed so far, and what anybody has listed since then: rows of `ops.windows`."""
@@ -686,24 +695,40 @@ class Warehouse(WorkFile):
             )
             connection.unregister("_listed_in")
 
-    def use_application(self, client_id: str) -> None:
+    def use_application(self, client_id: str) -> bool:
         """Note through which application the API is read.
 
         When it is another than before, rows that only the other one sees are not gone: no list is expected to return them
-        until one does.
+        until one does. What the other one listed says nothing of what this one sees, so all is to be listed.
+
+        Returns:
+            Whether it is another.
         """
         application = hashlib.sha256(client_id.encode()).hexdigest()
         with self.transaction() as connection:
             before = self.meta("application")
             if before == application:
-                return
+                return False
             for stream in self.streams:
                 if before and stream.app_scoped:
                     connection.execute(
                         f"""UPDATE {stream.table.full_name} SET _window_blind = true, _missing_since = NULL
                             WHERE _deleted_at IS NULL"""
                     )
+                    connection.execute(f"DELETE FROM {CHILD_LISTS.full_name} WHERE stream = ?", [stream.name])
+                    connection.execute(
+                        f"UPDATE {WINDOWS.full_name} SET begun_at = NULL WHERE stream = ?", [stream.name]
+                    )
             self.put_meta("application", application)
+        return before is not None
+
+    def use_range(self, dates: tuple[datetime, datetime]) -> bool:
+        """Note the range of dates that is configured for lists that need one; returns whether it is another than before."""
+        text = " ".join(moment.isoformat() for moment in dates)
+        with self.transaction():
+            another = self.meta("calendar_range") not in {None, text}
+            self.put_meta("calendar_range", text)
+        return another
 
     def put_run(self, run: Mapping[str, Any]) -> None:
         """Write the sync's row of `ops.runs`, or replace it."""
@@ -724,9 +749,9 @@ def due_lists(
 ) -> str:
     """SQL: the ids of the parents whose lists are to be read, sorted; see `Warehouse.due_parents`.
 
-    A list has to be read that never was, whose parent changed since, that lacked a row or, unless all lists are to be read, has
-    an unfinished document. Others may be as old as a quarter of the time between their parent's date and now, for lists change
-    most around a meeting (docs/decisions/0017).
+    A list has to be read that never was (or in the future: the clock was set back), whose parent changed since, that lacked a row
+    or, unless all lists are to be read, has an unfinished document. Others may be as old as a quarter of the time between their
+    parent's date and now, for lists change most around a meeting (docs/decisions/0017).
     """
     mine, at, dated = f"= {literal(account)}", _instant(now), quoted(parent.date_field)
     unsettled = ["_missing_since IS NOT NULL"]
@@ -735,6 +760,10 @@ def due_lists(
     also = [f"listed_at < {_instant(before)}"] if before else []
     if dates and dates[0] and dates[1]:
         also.append(f"(dated >= {_instant(dates[0])} AND dated < {_instant(dates[1])})")
+    due = " OR ".join(
+        ["listed_at IS NULL", f"listed_at > {at}", "changed_at > listed_at", "id IN (FROM unsettled)", *also]
+    )
+    may_be = f"coalesce(abs(epoch({at}) - epoch(dated)) / 4, {GO_ON.total_seconds()})"
     return f"""
         WITH parents AS (
             SELECT id, {dated} AS dated, _changed_at AS changed_at FROM {parent.table.full_name}
@@ -744,19 +773,13 @@ def due_lists(
             WHERE _account {mine} AND stream = {literal(parent.name)} AND row_key <> sha256(raw)
             AND row_key NOT IN (SELECT id FROM {parent.table.full_name} WHERE _account {mine} AND _deleted_at IS NULL)
         ), listed AS (
-            SELECT parent_id, listed_at FROM {CHILD_LISTS.full_name} WHERE account {mine} AND stream = {
-        literal(stream.name)
-    }
+            SELECT * FROM {CHILD_LISTS.full_name} WHERE account {mine} AND stream = {literal(stream.name)}
         ), unsettled AS (
             SELECT _parent_id FROM {stream.table.full_name}
             WHERE _account {mine} AND _deleted_at IS NULL AND ({" OR ".join(unsettled)})
         ), aged AS (
-            SELECT id, coalesce({
-        " OR ".join(["listed_at IS NULL", "changed_at > listed_at", "id IN (FROM unsettled)", *also])
-    }, false) AS due, epoch({at} - listed_at) / greatest(
-                {A_DAY.total_seconds()}, coalesce(abs(epoch({at}) - epoch(dated)) / 4, {
-        GO_ON.total_seconds()
-    })) AS overdue
+            SELECT id, coalesce({due}, false) AS due,
+                epoch({at} - tried_at) / greatest({A_DAY.total_seconds()}, {may_be}) AS overdue
             FROM parents LEFT JOIN listed ON parent_id = id
         )
         SELECT id FROM aged WHERE due

@@ -151,7 +151,7 @@ class Work:
 
     def journal(self, report: StreamReport) -> Journal:
         """Where the answers of this part are kept until they are committed."""
-        list_of = f"{self.settings.api_url} {report.account} {report.stream}"
+        list_of = f"{self.settings.api_url} {self.settings.client_id} {report.account} {report.stream}"
         return Journal(self.settings.data_dir, list_of, now=datetime.now(UTC))
 
     @property

@@ -18,8 +18,7 @@ its own, so that its memory is its own. Read the table so:
   commit, publish   seconds of CPU: of a night's commits, of one publish; `wall` is that of a publish
   RSS               the most memory of the process, in MB
 
-Then it says of each column what it grew like, from the third line on. It asserts nothing about time. In the month of the first
-sync `new` is larger: the history of that month holds all rows, and is written anew whenever one is added.
+Then it says of each column what it grew like, from the third line on. It asserts nothing about time.
 """
 
 from __future__ import annotations
