@@ -47,7 +47,7 @@ class Journal:
         self._kept: dict[bytes, tuple[int, int]] = {}
         self._file: IO[bytes] | None = None
         self._waiting: list[tuple[str, bytes]] = []
-        self._writing = threading.Lock()
+        self._lock = threading.RLock()
         self.begun_at: datetime | None = None
         self._closed = False
         try:
@@ -106,7 +106,7 @@ class Journal:
 
     def put(self, key: str, body: bytes) -> None:
         """Keep an answer."""
-        with self._writing:
+        with self._lock:
             if self._closed:  # it was still under way when the listing ended
                 return
             if not self._file and not self._waiting:  # the only answer of most lists
@@ -132,27 +132,29 @@ class Journal:
 
     def restart(self) -> None:
         """Forget all of it: the list changed."""
-        if self._file:
-            self._file.close()
-            self._file = None
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError as error:
-            self._do_without(error)
-        self._kept, self._waiting, self.begun_at = {}, [], None
+        with self._lock:
+            if self._file:
+                self._file.close()
+                self._file = None
+            self._kept, self._waiting, self.begun_at = {}, [], None
+            try:
+                self._path.unlink(missing_ok=True)
+            except OSError as error:
+                self._do_without(error)
 
     def drop(self) -> None:
         """Forget all of it, for good: it is committed."""
-        self._closed = True
-        with self._writing:
+        with self._lock:
             self.restart()
+            self._closed = True
 
     def close(self) -> None:
         """Close the file."""
-        self._closed = True
-        if self._file:
-            self._file.close()
-            self._file = None
+        with self._lock:
+            self._closed = True
+            if self._file:
+                self._file.close()
+                self._file = None
 
 
 def clear_journals(data_dir: Path, now: datetime) -> None:

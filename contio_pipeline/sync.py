@@ -9,7 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -227,7 +227,9 @@ class Run:
     def refresh(self, *names: str) -> None:
         """Make the tables of these streams, and `document_contents`, equal to the API: account by account, as declared."""
         self._put_run()
-        self._range_changed = self._work.warehouse.use_range(self.settings.calendar_range(self.report.started_at))
+        with suppress(ConfigError):  # which the lists that need the range say themselves
+            dates = self.settings.calendar_range(self.report.started_at)
+            self._range_changed = self._work.warehouse.use_range(dates)
         if self.report.goes_on:
             self._listed = {account: self._listed_before(account, names) for account in self.accounts}
         for account in self.accounts:
