@@ -344,7 +344,8 @@ class Lister:
         Returns:
             id -> hash as listed, of the rows that were read by id and can be stored.
         """
-        if not self._is_thin(report, stream, stage, failure or journal.begun_at is not None):
+        comparable = not failure and journal.begun_at is None  # rows as they were a while ago are not
+        if not self._is_thin(report, stream, stage, comparable=comparable):
             return {}
         listed = stage.put_aside(report.account, whole=report.listing.complete)
         wanted = [] if failure else list(listed)
@@ -382,9 +383,7 @@ class Lister:
         stage.keep(report.account, failed)
         return {identity: digest for identity, digest in listed.items() if identity in stored}
 
-    def _is_thin(
-        self, report: StreamReport, stream: Stream, stage: Stage, incomparable: ContioError | bool | None
-    ) -> bool:
+    def _is_thin(self, report: StreamReport, stream: Stream, stage: Stage, *, comparable: bool) -> bool:
         """Whether rows of the list lack what the same rows hold when they are read by id.
 
         Some are compared now and then, and at once where rows changed without a new version, or lost what they held.
@@ -394,7 +393,7 @@ class Lister:
         if seen and lately and not seen["holds"]:
             return True
         rows: list[dict[str, Any]] = []
-        if not incomparable:  # because it stopped, or holds rows as they were a while ago
+        if comparable:
             rows = stage.suspects(report.account, SAMPLE) if lately else stage.sample(SAMPLE)
         answers = self._client.in_parallel(partial(self._ask, report.account, stream), [row["id"] for row in rows])
         compared, lacks = 0, set[str]()

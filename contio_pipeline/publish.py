@@ -212,8 +212,7 @@ def publish(
     """
     data_dir = warehouse.path.parent
     prints = {table.full_name: _fingerprints(warehouse.connection, table) for table in tables(warehouse.streams)}
-    changed = _rows_of(prints) != _rows_published(data_dir)
-    if whole and changed and (broken := contradictions(warehouse.query, warehouse.streams)):
+    if whole and (broken := contradictions(warehouse.query, warehouse.streams)):
         told = f"{'; '.join(broken)}: {MEND}"
         private_file(data_dir / _REFUSED, told)
         raise StorageError(told)
@@ -312,18 +311,6 @@ def _fingerprints(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[s
     rows = f"FROM {table.full_name} GROUP BY 1 ORDER BY 1"
     found = connection.execute(f"SELECT {_month(table)} AS month, {_telling(table)} {rows}")
     return {str(month): f"{count} {total}" for month, count, total in found.fetchall()}
-
-
-def _rows_of(prints: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """Those of the tables that hold what the API does."""
-    return {name: months for name, months in prints.items() if name.startswith("raw.")}
-
-
-def _rows_published(data_dir: Path) -> dict[str, dict[str, str]] | None:
-    """The fingerprints of what is published; None where they cannot be compared with those of today."""
-    before = _current_or_none(data_dir)
-    comparable = before and before.manifest["fingerprints_of"] == _maker()
-    return _rows_of(before.manifest["fingerprints"]) if before and comparable else None
 
 
 def _telling(table: Table) -> str:

@@ -231,7 +231,7 @@ class Run:
             dates = self.settings.calendar_range(self.report.started_at)
             self._range_changed = self._work.warehouse.use_range(dates)
         if self.report.goes_on:
-            self._listed = {account: self._listed_before(account, names) for account in self.accounts}
+            self._listed = self._listed_before(names)
         for account in self.accounts:
             self._account(account, names)
         self._work.warehouse.explain_lost_access(self.accounts, self.report.started_at)
@@ -322,34 +322,23 @@ class Run:
         if not broken:
             self._doubt_what_is_empty(account)
 
-    def _listed_before(self, account: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Stream -> what the interrupted sync listed of it whole within a day: `ops.windows`.
+    def _listed_before(self, names: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
+        """Account -> stream -> what the interrupted sync listed of it whole within a day: `ops.windows`.
 
         Nothing where all accounts were listed whole before: then it was no first sync, and what is new matters more.
         """
-        wanted = sum(stream.name in names for stream in self._work.warehouse.streams)
-        if all(len(self._whole(one, names)) == wanted for one in self.accounts):
+        warehouse, now = self._work.warehouse, datetime.now(UTC)
+        streams = [stream for stream in warehouse.streams if stream.name in names]
+        if all(warehouse.was_listed(stream, account) for account in self.accounts for stream in streams):
             return {}
-        now = datetime.now(UTC)
-        ranged = {
-            stream.name for stream in self._work.warehouse.streams if stream.dates == "required" and self._range_changed
-        }
-        return {
-            name: row
-            for name, row in self._whole(account, names).items()
-            if row["run_id"] == self.report.run_id
-            and row["complete"]
-            and timedelta(0) <= now - row["listed_at"] < A_DAY
-            and name not in ranged
-        }
-
-    def _whole(self, account: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        return {
-            stream.name: row
-            for stream in self._work.warehouse.streams
-            for row in self._work.warehouse.windows_of_stream(account, stream)
-            if stream.name in names and row["window_start"] is None and row["complete_at"]
-        }
+        listed: dict[str, dict[str, dict[str, Any]]] = {account: {} for account in self.accounts}
+        unchanged = {stream.name for stream in streams if stream.dates != "required" or not self._range_changed}
+        for row in warehouse.windows_of(self.report.run_id):
+            lately = timedelta(0) <= now - row["listed_at"] < A_DAY
+            whole = row["complete"] and row["window_start"] is None and row["run_id"] == self.report.run_id
+            if whole and lately and row["stream"] in unchanged and row["account"] in listed:
+                listed[row["account"]][row["stream"]] = row
+        return listed
 
     def _tell_listed(self, account: str, stream: Stream, row: dict[str, Any]) -> None:
         listing = Listing(row["rows"], row["total"])
