@@ -88,6 +88,14 @@ def test_what_contradicts_itself_is_never_published(synced: Place, sql: str, che
     assert current(synced.settings.data_dir).name == before
 
 
+def test_what_was_published_unlooked_at_is_looked_at_the_next_time_also_when_nothing_changed(synced: Place) -> None:
+    change(synced, "DELETE FROM raw.action_items WHERE _account = 'bo'")
+    with Warehouse(synced.settings.data_dir, origin=None) as warehouse:
+        publish(warehouse, datetime.now(UTC), anew=True, whole=False)  # as forgetting does
+        with pytest.raises(StorageError, match="nothing is published"):
+            publish(warehouse, datetime.now(UTC))
+
+
 def test_data_that_grow_old_are_told_by_account_and_old_days_make_nothing_fresh(synced: Place) -> None:
     wind_back(synced, 3, "bo")
     stale = {f"{stream.name} fresh" for stream in STREAMS} | {"document_contents fresh"}
