@@ -32,7 +32,7 @@ class Erasure:
 
     def __init__(self, file: WorkFile) -> None:
         self._file = file
-        self._tables = [table for table in tables(file.streams) if table is not META]
+        self._tables = [table for table in tables(file.streams) if table is not META and not table.shows]
         file.connection.execute("CREATE OR REPLACE TEMP TABLE doomed (name VARCHAR, place BIGINT)")
         file.connection.execute(
             "CREATE OR REPLACE TEMP TABLE doomed_ids (stream VARCHAR, account VARCHAR, id VARCHAR, whole BOOLEAN)"
@@ -70,7 +70,7 @@ class Erasure:
         it: its children and theirs, contents of documents, redirects, broken versions.
         """
         streams = self._file.streams
-        of_streams = {table.full_name for stream in streams for table in (stream.table, stream.history)}
+        of_streams = {table.full_name for stream in streams for table in (stream.table, stream.past)}
         for stream in streams:
             self._choose_ids(stream, _mentions, pattern=pattern)
         for stream in streams:  # a parent is declared before its children
@@ -88,7 +88,7 @@ class Erasure:
 
     def _choose_ids(self, stream: Stream, where: Callable[[Table], str], **values: Any) -> None:
         """Ids of the stream's rows by a condition on the row itself, or on a version of it in the history."""
-        for table, whole in ((stream.table, True), (stream.history, False)):
+        for table, whole in ((stream.table, True), (stream.past, False)):
             self._run(
                 f"""INSERT INTO doomed_ids SELECT DISTINCT $stream, t._account, t.id, {whole}
                     FROM {table.full_name} t WHERE {where(table)}""",
@@ -100,7 +100,7 @@ class Erasure:
         chosen = f"(SELECT account, id {_WHOLE} = $stream)"
         mine = f"(t._account, t.id) IN {chosen}"
         self._choose(stream.table, mine, stream=stream.name)
-        self._choose(stream.history, mine.replace("whole AND ", ""), stream=stream.name)
+        self._choose(stream.past, mine.replace("whole AND ", ""), stream=stream.name)
         broken = f"t.stream = $stream AND (t._account, t.row_key) IN {chosen}"
         self._choose(QUARANTINE, broken, stream=stream.name)
         self._choose(LISTED, f"t.stream = $stream AND (t.account, t.id) IN {chosen}", stream=stream.name)

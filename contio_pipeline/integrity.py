@@ -47,10 +47,8 @@ def references_hold(query: Query, streams: Sequence[Stream], stream: Stream | No
     if stream is None:
         yield from _documents_known(query, streams)
         return
-    table, history = stream.table.full_name, stream.history.full_name
-    [lost] = query(
-        f"SELECT count(*) AS n FROM {history} h ANTI JOIN {table} t ON t._account = h._account AND t.id = h.id"
-    )
+    table, past = stream.table.full_name, stream.past.full_name
+    [lost] = query(f"SELECT count(*) AS n FROM {past} h ANTI JOIN {table} t ON t._account = h._account AND t.id = h.id")
     if lost["n"]:
         yield f"the history tells of {lost['n']} changes of rows that are not stored"
     if stream.parent:

@@ -4,8 +4,8 @@ What lives here: building, flipping, collecting and finding generations. What ne
 
     <data folder>/current -> generations/<generation>       a relative symlink, replaced by rename
     <generation>/contio.duckdb                              a copy of the warehouse, self-contained
-    <generation>/parquet/raw/<table>/month=YYYY-MM/part.parquet   (month=undated where a row has no month; of a history's
-                                                                   current month there are more: part-1.parquet, …)
+    <generation>/parquet/raw/<table>/month=YYYY-MM/part.parquet   (month=undated where a row has no month; a history's files
+                                                                   are those of its tables: part.parquet, part-1.parquet)
     <generation>/manifest.json
 
 A generation is built in a staging folder outside the published tree, flushed to disk, renamed into place, and only then
@@ -19,8 +19,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -58,9 +57,6 @@ _STAMP = "%Y%m%dT%H%M%S.%fZ"
 
 _ROW_GROUP = 16384
 """Rows that Parquet compresses together: DuckDB holds them in memory."""
-
-_SHORT_RUN = "substr(md5(_run_id), 1, 8)"
-"""Names a sync among those of a day."""
 
 _FRESH = timedelta(hours=1)
 """A sync that changed nothing makes a new generation only when the current one is older (docs/decisions/0003)."""
@@ -211,7 +207,11 @@ def publish(
         StorageError: the disk is full or the folder cannot be written; the current generation stays.
     """
     data_dir = warehouse.path.parent
-    prints = {table.full_name: _fingerprints(warehouse.connection, table) for table in tables(warehouse.streams)}
+    prints = {
+        table.full_name: _fingerprints(warehouse.connection, table)
+        for table in tables(warehouse.streams)
+        if not table.shows
+    }
     if whole and (broken := contradictions(warehouse.query, warehouse.streams)):
         told = f"{'; '.join(broken)}: {MEND}"
         private_file(data_dir / _REFUSED, told)
@@ -259,7 +259,9 @@ def _publish(
         rows = {}
         for table in tables(warehouse.streams):
             [(rows[table.full_name],)] = connection.execute(f"SELECT count(*) FROM {table.full_name}").fetchall()
-            if table.schema == "raw":
+            if table.shows:
+                _show_months(table, staging)
+            elif table.schema == "raw":
                 _write_months(connection, table, staging, prints[table.full_name], before if comparable else None)
     manifest = {
         "generation": name,
@@ -326,33 +328,14 @@ def _telling(table: Table) -> str:
 
 
 def _month(table: Table) -> str:
-    """The key of the file that a row is in: its month, or a part of it.
-
-    Of a table that only grows each day of its last month has a file, and each sync of its last day, so that what was written
-    is not written again at every change; when they are over, they become one.
-    """
+    """The month of the file that a row is in."""
     if not table.month_field:
         return f"'{UNDATED}'"
-    dated = quoted(table.month_field)
-    month = f"coalesce(strftime({dated}, '%Y-%m'), '{UNDATED}')"
-    if not table.grows:
-        return month
-    last = f"(SELECT max({dated}) FROM {table.full_name})"
-    return f"""CASE WHEN date_trunc('month', {dated}) < date_trunc('month', {last}) THEN {month}
-        WHEN date_trunc('day', {dated}) < date_trunc('day', {last}) THEN strftime({dated}, '%Y-%m.%d')
-        ELSE strftime({dated}, '%Y-%m.%d.') || {_SHORT_RUN} END"""
+    return f"coalesce(strftime({quoted(table.month_field)}, '%Y-%m'), '{UNDATED}')"
 
 
-def _parts(table: Table, prints: Mapping[str, str]) -> dict[str, Path]:
-    """Key -> file: `part.parquet` of its month, or `part-1.parquet` and so on where there are more."""
-    paths: dict[str, Path] = {}
-    count: Counter[str] = Counter()
-    for key in sorted(prints or [UNDATED]):
-        month = key.partition(".")[0]
-        name = f"part-{count[month]}.parquet" if count[month] else "part.parquet"
-        paths[key] = Path("parquet") / table.schema / table.name / f"month={month}" / name
-        count[month] += 1
-    return paths
+def _folder(table: Table) -> Path:
+    return Path("parquet") / table.schema / table.name
 
 
 def _write_months(
@@ -364,35 +347,41 @@ def _write_months(
 ) -> None:
     """The table's files; one whose rows are as they were before is the same file, by a hard link."""
     had = before.manifest["fingerprints"].get(table.full_name, {}) if before else {}
-    stood = _parts(table, had)
-    for key, part in _parts(table, prints).items():
-        (staging / part).parent.mkdir(parents=True, exist_ok=True)
-        old = before.folder / stood[key] if before and key in stood else None
-        if old and had.get(key) == prints.get(key) and old.is_file():
-            _link_or_copy(old, staging / part)
+    for month in sorted(prints or [UNDATED]):
+        part = _folder(table) / f"month={month}" / "part.parquet"
+        (staging / part).parent.mkdir(parents=True)
+        if before and had.get(month) == prints.get(month) and (before.folder / part).is_file():
+            _link_or_copy(before.folder / part, staging / part)
             continue
         target = literal(str(staging / part))
-        copy = f"""COPY (SELECT * FROM {table.full_name} WHERE {_within(table, key)}) TO {target}
+        copy = f"""COPY (SELECT * FROM {table.full_name} WHERE {_within(table, month)}) TO {target}
             (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {_ROW_GROUP}, ROW_GROUP_SIZE_BYTES '16MB')"""
         with_room(connection, partial(connection.execute, copy))
-        if key in prints:
+        if month in prints:
             written = f"SELECT {_telling(table)} FROM read_parquet({target}, hive_partitioning = false)"
             [(count, total)] = connection.execute(written).fetchall()
-            if f"{count} {total}" != prints[key]:
+            if f"{count} {total}" != prints[month]:
                 raise OSError(f"{part} does not hold what was written to it")
 
 
-def _within(table: Table, key: str) -> str:
+def _show_months(view: Table, staging: Path) -> None:
+    """The files of the tables that the view shows, by hard links."""
+    for number, table in enumerate(view.shows):
+        for part in (staging / _folder(table)).glob("month=*/part.parquet"):
+            shown = staging / _folder(view) / part.parent.name
+            shown.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(part, shown / (f"part-{number}.parquet" if number else "part.parquet"))
+
+
+def _within(table: Table, month: str) -> str:
     """The condition for the rows of a month, as a range: DuckDB then reads hardly any others."""
     if not table.month_field:
         return "true"
     dated = quoted(table.month_field)
-    if key == UNDATED:
+    if month == UNDATED:
         return f"{dated} IS NULL"
-    year_month, day, run = (*key.split("."), "", "")[:3]
-    begin = f"TIMESTAMPTZ '{year_month}-{day or '01'} 00:00:00+00'"
-    within = f"{dated} >= {begin} AND {dated} < {begin} + INTERVAL 1 {'DAY' if day else 'MONTH'}"
-    return f"{within} AND {_SHORT_RUN} = '{run}'" if run else within
+    begin = f"TIMESTAMPTZ '{month}-01 00:00:00+00'"
+    return f"{dated} >= {begin} AND {dated} < {begin} + INTERVAL 1 MONTH"
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

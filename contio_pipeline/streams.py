@@ -9,7 +9,7 @@ Fields are those of the vendor's OpenAPI description 1.10.0. Every field is opti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["text", "boolean", "integer", "timestamp", "date", "json"]
@@ -27,12 +27,12 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table of the warehouse and of what is published.
+    """One table of the warehouse and of what is published, or a view of tables.
 
     Attributes:
         month_field: the timestamp column whose UTC month names the Parquet folder; None puts all rows in `undated`.
         volatile: columns that change at every sync although nothing happened; they alone make no new generation.
-        grows: whether rows are only added, each with the time (`month_field`) and the sync (`_run_id`) that did it.
+        shows: of a view: the tables all of whose rows it shows; they have its columns.
     """
 
     schema: Literal["raw", "ops"]
@@ -41,7 +41,7 @@ class Table:
     columns: tuple[Column, ...]
     month_field: str | None = None
     volatile: tuple[str, ...] = ()
-    grows: bool = False
+    shows: tuple[Table, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -58,9 +58,18 @@ _EXTRA = Column(
 )
 _HASH = Column("_hash", "text", "SHA-256 of the row's canonical JSON (sorted keys, no spaces), hexadecimal.")
 _PARENT = Column("_parent_id", "text", "The id of the parent under which the API listed the row.")
+_RUN = Column("_run_id", "text", "The sync that wrote this, see ops.runs.")
 _STATE = (
+    Column(
+        "_operation", "text", "What happened at `_changed_at`: insert, update, undelete; in the history delete, too."
+    ),
+    _RUN,
     Column("_first_seen_at", "timestamp", "When a sync first saw the row."),
-    Column("_changed_at", "timestamp", "When a sync last saw the row's content change, or saw it come back."),
+    Column(
+        "_changed_at",
+        "timestamp",
+        "When a sync last saw the row's content change, or saw it come back; of a deletion in the history: when that was seen.",
+    ),
     Column(
         "_missing_since",
         "timestamp",
@@ -86,7 +95,6 @@ _STATE = (
         "was last seen through another application's credentials. Such a row is not expected of windows.",
     ),
 )
-_RUN = Column("_run_id", "text", "The sync that wrote this, see ops.runs.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,17 +198,16 @@ class Stream:
         return Table("raw", self.name, self.doc, (_ACCOUNT, *self.payload_columns, *_STATE), self.date_field)
 
     @property
+    def past(self) -> Table:
+        """The versions that were replaced, and a copy of each row that went, from when it went."""
+        doc = f"Versions of raw.{self.name} that were replaced, and deletions: read raw.{self.name}_history, which shows both."
+        return replace(self.table, name=f"{self.name}_past", doc=doc)
+
+    @property
     def history(self) -> Table:
-        """Every version that a sync has seen, and when a row went and came back."""
-        columns = (
-            _ACCOUNT,
-            *self.payload_columns,
-            Column("_operation", "text", "What happened: insert, update, delete, undelete."),
-            Column("_changed_at", "timestamp", "When the sync recorded it."),
-            _RUN,
-        )
-        doc = f"Every change of raw.{self.name}."
-        return Table("raw", f"{self.name}_history", doc, columns, "_changed_at", grows=True)
+        """Every version that a sync has seen, the current one too, and when a row went and came back."""
+        doc = f"Every change of raw.{self.name}: the row as it was from `_changed_at` on."
+        return replace(self.table, name=f"{self.name}_history", doc=doc, shows=(self.table, self.past))
 
 
 def _columns(**columns: tuple[Kind, str]) -> tuple[Column, ...]:
@@ -535,9 +542,9 @@ META = Table(
 
 
 def tables(streams: tuple[Stream, ...] = STREAMS) -> tuple[Table, ...]:
-    """All tables of the warehouse, in the order in which they are created and published."""
+    """All tables and views of the warehouse, in the order in which they are created and published."""
     return (
-        *(table for stream in streams for table in (stream.table, stream.history)),
+        *(table for stream in streams for table in (stream.table, stream.past, stream.history)),
         ACCOUNTS,
         DOCUMENT_CONTENTS,
         QUARANTINE,

@@ -176,31 +176,29 @@ class Warehouse(WorkFile):
                 return connection.execute(sql, used).fetchall()
 
             stage.choose(whole=listing.complete)
-            moved = " OR t._parent_id IS DISTINCT FROM s._parent_id" if stream.parent else ""
+            moved = "OR t._parent_id IS DISTINCT FROM s._parent_id" if stream.parent else ""
             run(f"""
                 CREATE OR REPLACE TEMP TABLE operations AS
                 SELECT s._sequence, t.rowid AS _target, t._first_seen_at,
                     CASE WHEN t.id IS NULL THEN 'insert' WHEN t._deleted_at IS NOT NULL THEN 'undelete'
-                        WHEN t._hash <> s._hash THEN 'update' ELSE 'same' END AS _operation,
-                    _operation <> 'same'{moved} AS _written,
-                    NOT _written AND (t._missing_since IS NOT NULL OR t._window_blind) AS _seen_again
+                        WHEN t._hash <> s._hash THEN 'update' ELSE 'same' END AS _found,
+                    _found <> 'same' AS _written,
+                    NOT _written AND (t._missing_since IS NOT NULL OR t._window_blind {moved}) AS _seen_again
                 FROM chosen s LEFT JOIN {table} t ON t._account = $account AND t.id = s.id""")
-            counts = dict(run("SELECT _operation, count(*) FROM operations GROUP BY 1"))
+            counts = dict(run("SELECT _found, count(*) FROM operations GROUP BY 1"))
+            under = ", _parent_id = s._parent_id" if stream.parent else ""
             run(f"""
-                UPDATE {table} SET _missing_since = NULL, _window_blind = false
-                WHERE rowid IN (SELECT _target FROM operations WHERE _seen_again)""")
-            run(f"DELETE FROM {table} WHERE rowid IN (SELECT _target FROM operations WHERE _written)")
-            [(writes,)] = run("SELECT count(*) FROM operations WHERE _written")
-            if writes:
-                written = f"FROM {stage.payload()} p JOIN operations o ON o._sequence = p._sequence AND o._written"
-                run(f"""
-                    INSERT INTO {stream.history.full_name} BY NAME
-                    SELECT {", ".join(payload)}, _operation, $account AS _account, $now AS _changed_at, $run AS _run_id
-                    {written} AND _operation <> 'same'""")
+                UPDATE {table} t SET _missing_since = NULL, _window_blind = false{under}
+                FROM operations o JOIN chosen s USING (_sequence) WHERE o._seen_again AND t.rowid = o._target""")
+            replaced = f"FROM {table} WHERE rowid IN (SELECT _target FROM operations WHERE _written)"
+            run(f"INSERT INTO {stream.past.full_name} BY NAME SELECT * {replaced}")
+            run(f"DELETE {replaced}")
+            if counts.keys() - {"same"}:
                 run(f"""
                     INSERT INTO {table} BY NAME
-                    SELECT {", ".join(payload)}, $account AS _account, coalesce(_first_seen_at, $now) AS _first_seen_at,
-                        $now AS _changed_at, false AS _window_blind {written}""")
+                    SELECT {", ".join(payload)}, $account AS _account, _found AS _operation, $run AS _run_id,
+                        coalesce(_first_seen_at, $now) AS _first_seen_at, $now AS _changed_at, false AS _window_blind
+                    FROM {stage.payload()} p JOIN operations o ON o._sequence = p._sequence AND o._written""")
             changes = Changes(
                 inserted=counts.get("insert", 0),
                 updated=counts.get("update", 0) + counts.get("undelete", 0),
@@ -350,24 +348,21 @@ class Warehouse(WorkFile):
                     )
             if not gone:
                 return 0
-            live = f"{mine} AND _deleted_at IS NULL"
-            payload = ", ".join(quoted(column.name) for column in stream.payload_columns)
-            connection.execute(
-                f"""INSERT INTO {stream.history.full_name} BY NAME
-                    SELECT {payload}, _account, 'delete' AS _operation, ? AS _changed_at, ? AS _run_id
-                    FROM {table} WHERE {live}""",
-                [now, run_id, account, list(gone)],
-            )
-            [(count,)] = connection.execute(
-                f"SELECT count(*) FROM {table} WHERE {live}", [account, list(gone)]
-            ).fetchall()
+            live, count = f"{mine} AND _deleted_at IS NULL", 0
             for reason in sorted(set(gone.values())):
                 ids = [identity for identity, why in gone.items() if why == reason]
+                [(went,)] = connection.execute(
+                    f"""INSERT INTO {stream.past.full_name} BY NAME
+                        SELECT * REPLACE ('delete' AS _operation, ? AS _run_id, ? AS _changed_at, ? AS _deleted_at,
+                            ? AS _gone_reason, NULL::TIMESTAMPTZ AS _missing_since) FROM {table} WHERE {live}""",
+                    [run_id, now, now, reason, account, ids],
+                ).fetchall()
                 connection.execute(
                     f"UPDATE {table} SET _deleted_at = ?, _gone_reason = ?, _missing_since = NULL WHERE {live}",
                     [now, reason, account, ids],
                 )
-        return int(count)
+                count += int(went)
+        return count
 
     def remember_alias(self, account: str, identity: str, target: str, now: datetime) -> None:
         """Record that one meeting redirects to another."""
@@ -389,14 +384,14 @@ class Warehouse(WorkFile):
         """
         with self.transaction() as connection:
             for stream in self.streams:
-                table = stream.table.full_name
-                connection.execute(
-                    f"""UPDATE {table} SET _gone_reason = 'access_lost'
-                        WHERE _deleted_at >= $1 AND _gone_reason = 'not_found' AND id IN (
-                            SELECT id FROM {table} WHERE _deleted_at IS NULL AND _missing_since IS NULL
-                            AND _account IN (SELECT unnest($2::VARCHAR[])))""",
-                    [since, list(accounts)],
-                )
+                for table in (stream.table, stream.past):
+                    connection.execute(
+                        f"""UPDATE {table.full_name} SET _gone_reason = 'access_lost'
+                            WHERE _deleted_at >= $1 AND _gone_reason = 'not_found' AND id IN (
+                                SELECT id FROM {stream.table.full_name} WHERE _deleted_at IS NULL AND _missing_since IS NULL
+                                AND _account IN (SELECT unnest($2::VARCHAR[])))""",
+                        [since, list(accounts)],
+                    )
 
     def put_window(
         self, account: str, stream: str, window: Window, listing: Listing, run_id: str, now: datetime

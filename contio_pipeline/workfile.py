@@ -29,12 +29,41 @@ from contio_pipeline.errors import ConfigError, StorageError, WarehouseBusy
 from contio_pipeline.folders import flush, private_folder
 from contio_pipeline.streams import META, STREAMS, Column, Kind, Stream, Table, tables
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STORAGE_VERSION = "v1.2.0"
 """Files of this storage version are opened by every DuckDB from 1.2 to 2.0."""
 
-MIGRATIONS: Mapping[int, str] = {}
-"""SQL that makes version `key + 1` of a warehouse of version `key`, run inside one transaction."""
+
+def _histories_without_what_is_current(connection: duckdb.DuckDBPyConnection) -> None:
+    """A history was a table, with a copy of the current version; it becomes a view of that and of what was replaced."""
+    found = (
+        "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'raw' AND table_name LIKE '%\\_history' ESCAPE '\\'"
+    )
+    for (history,) in connection.execute(found).fetchall():
+        name = history.removesuffix("_history")
+        table, past, changes = (f"raw.{quoted(each)}" for each in (name, f"{name}_past", history))
+        for column in ("_operation", "_run_id"):
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} VARCHAR")
+        connection.execute(f"""
+            CREATE TEMP TABLE current AS SELECT _account, id, max(rowid) AS place FROM {changes}
+            WHERE _operation <> 'delete' GROUP BY ALL""")
+        connection.execute(f"""
+            UPDATE {table} t SET _operation = h._operation, _run_id = h._run_id
+            FROM current c JOIN {changes} h ON h.rowid = c.place WHERE t._account = c._account AND t.id = c.id""")
+        # Where the history was forgotten.
+        connection.execute(f"UPDATE {table} SET _operation = 'insert' WHERE _operation IS NULL")
+        connection.execute(f"CREATE TABLE {past} AS FROM {table} LIMIT 0")
+        connection.execute(f"""
+            INSERT INTO {past} BY NAME
+            SELECT h.*, t._first_seen_at, CASE WHEN h._operation = 'delete' THEN h._changed_at END AS _deleted_at
+            FROM {changes} h JOIN {table} t USING (_account, id)
+            WHERE h.rowid NOT IN (SELECT place FROM current)""")
+        connection.execute(f"DROP TABLE {changes}")
+        connection.execute("DROP TABLE temp.current")
+
+
+MIGRATIONS: Mapping[int, Callable[[duckdb.DuckDBPyConnection], object]] = {1: _histories_without_what_is_current}
+"""What makes version `key + 1` of a warehouse of version `key`, run inside one transaction."""
 
 _ROW_GROUP = 16384
 """Rows that DuckDB compresses together: it holds them in memory, and its default of 122,880 rows with long texts is a GB."""
@@ -91,7 +120,7 @@ class WorkFile:
         origin: str | None,
         streams: tuple[Stream, ...] = STREAMS,
         version: int = SCHEMA_VERSION,
-        migrations: Mapping[int, str] = MIGRATIONS,
+        migrations: Mapping[int, Callable[[duckdb.DuckDBPyConnection], object]] = MIGRATIONS,
         lock: int | None = None,
     ) -> None:
         """See the class; `lock` is what `take_lock` returned, where the caller had to have it before."""
@@ -216,7 +245,9 @@ class WorkFile:
 
     # Opening ------------------------------------------------------------------------------------------------------------
 
-    def _open(self, origin: str | None, migrations: Mapping[int, str]) -> None:
+    def _open(
+        self, origin: str | None, migrations: Mapping[int, Callable[[duckdb.DuckDBPyConnection], object]]
+    ) -> None:
         shutil.rmtree(self.spill, ignore_errors=True)  # of a process that was killed
         if not self.path.exists():
             self._create()
@@ -235,7 +266,7 @@ class WorkFile:
         self.path.chmod(0o600)
         with self.transaction() as connection:
             for step in range(found or self._version, self._version):
-                connection.execute(migrations[step])
+                migrations[step](connection)
             self._make_tables(connection)
             self.put_meta("schema_version", str(self._version))
             stored = self.meta("api_origin")
@@ -312,23 +343,31 @@ class WorkFile:
         """Create what is declared and not there, and keep every comment as declared."""
         stored: dict[str, dict[str, str | None]] = {}
         for schema, table, column, comment in connection.execute(
-            "SELECT schema_name, table_name, column_name, comment FROM duckdb_columns() WHERE schema_name IN ('raw', 'ops')"
+            "SELECT schema_name, table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal"
         ).fetchall():
             stored.setdefault(f"{schema}.{table}", {})[column] = comment
         described = dict(
-            connection.execute("SELECT schema_name || '.' || table_name, comment FROM duckdb_tables()").fetchall()
+            connection.execute(
+                """SELECT schema_name || '.' || table_name, comment FROM duckdb_tables()
+                UNION ALL SELECT schema_name || '.' || view_name, comment FROM duckdb_views() WHERE NOT internal"""
+            ).fetchall()
         )
         for schema in ("raw", "ops"):
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         for table in tables(self.streams):
             columns = stored.get(table.full_name)
-            if columns is None:
+            kind = "VIEW" if table.shows else "TABLE"
+            if table.shows and (columns is None or columns.keys() != {column.name for column in table.columns}):
+                shown = " UNION ALL BY NAME ".join(f"SELECT * FROM {shown.full_name}" for shown in table.shows)
+                connection.execute(f"CREATE OR REPLACE VIEW {table.full_name} AS {shown}")
+                columns = {}
+            elif columns is None:
                 connection.execute(f"CREATE TABLE {table.full_name} ({column_list(table.columns)})")
                 columns = {}
             else:
                 self._add_columns(table, [column for column in table.columns if column.name not in columns])
             if described.get(table.full_name) != table.doc:
-                connection.execute(f"COMMENT ON TABLE {table.full_name} IS {literal(table.doc)}")
+                connection.execute(f"COMMENT ON {kind} {table.full_name} IS {literal(table.doc)}")
             for column in table.columns:
                 if columns.get(column.name) != column.doc:
                     connection.execute(

@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -322,21 +323,21 @@ def _published(folder: Path) -> list[dict[str, float]]:
 
 
 def _months_changed(warehouse: Warehouse, stream: Stream, since: datetime) -> int:
-    """Months of the stream's table and of its history in which a row changed."""
+    """Months of the stream's table and of its past in which a row changed."""
     months = f"count(DISTINCT strftime({stream.date_field}, '%Y-%m'))"
     changed = "_changed_at > $1 OR _deleted_at > $1 OR _missing_since > $1"
     [rows] = warehouse.query(f"SELECT {months} AS n FROM {stream.table.full_name} WHERE {changed}", [since])
-    [past] = warehouse.query(
-        f"SELECT count(DISTINCT strftime(_changed_at, '%Y-%m')) AS n FROM {stream.history.full_name} WHERE _changed_at > $1",
-        [since],
-    )
+    replaced = f"SELECT id FROM {stream.history.full_name} WHERE _changed_at > $1 AND _operation <> 'insert'"
+    [past] = warehouse.query(f"SELECT {months} AS n FROM {stream.past.full_name} WHERE id IN ({replaced})", [since])
     return int(rows["n"] + past["n"])
 
 
 def measured_generation(generation: Generation) -> dict[str, float]:
-    """Sizes in MB; a file with one name only is a new one."""
-    parts = [path.stat() for path in (generation.folder / "parquet").rglob("*.parquet")]
-    new = [part.st_size for part in parts if part.st_nlink == 1]
+    """Sizes in MB; a file that only this generation has names of is a new one."""
+    named = [path.stat() for path in (generation.folder / "parquet").rglob("*.parquet")]
+    names = Counter(part.st_ino for part in named)
+    parts = list({part.st_ino: part for part in named}.values())
+    new = [part.st_size for part in parts if part.st_nlink == names[part.st_ino]]
     return {
         "generation_file": generation.database.stat().st_size / MB,
         "parquet": sum(part.st_size for part in parts) / MB,

@@ -24,7 +24,7 @@ def test_every_setting_is_in_the_readme_and_no_other() -> None:
 
 def test_every_table_is_in_the_readme() -> None:
     for table in tables():
-        name = "raw.<stream>_history" if table.name.endswith("_history") else table.full_name
+        name = re.sub(r"\w+(?=_(history|past)$)", "<stream>", table.full_name)
         assert f"`{name}`" in README, name
 
 

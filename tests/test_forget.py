@@ -121,7 +121,7 @@ def test_forgetting_leaves_no_trace_in_any_file_and_touches_nothing_else(new_pla
     assert (refused.returncode, "--dry-run" in refused.stderr, "--yes" in refused.stderr) == (2, True, True)
     listed = call("forget", "--email", ZOE.upper(), "--dry-run", env=place.environment)
     assert listed.returncode == 0, listed.stderr
-    for table in ("meetings", "meetings_history", "calendar_events", "quarantine", "document_contents"):
+    for table in ("meetings", "meetings_past", "calendar_events", "quarantine", "document_contents"):
         assert f"rows of raw.{table} " in listed.stdout
     assert digests(data) == before
 

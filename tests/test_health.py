@@ -70,7 +70,11 @@ def test_all_pass_where_all_is_well_and_each_says_what_it_is_about(synced: Place
             "document_contents keys_unique",
             "2 ids stand more than once (",
         ),
-        ("DELETE FROM raw.action_items WHERE _account = 'bo'", "action_items references_hold", "the history tells of"),
+        (
+            "INSERT INTO raw.action_items_past FROM raw.action_items; DELETE FROM raw.action_items WHERE _account = 'bo'",
+            "action_items references_hold",
+            "the history tells of",
+        ),
         ("DELETE FROM raw.meetings", "context_documents references_hold", "belong to meetings that are not stored"),
         (
             "DELETE FROM raw.context_documents",
@@ -89,7 +93,10 @@ def test_what_contradicts_itself_is_never_published(synced: Place, sql: str, che
 
 
 def test_what_was_published_unlooked_at_is_looked_at_the_next_time_also_when_nothing_changed(synced: Place) -> None:
-    change(synced, "DELETE FROM raw.action_items WHERE _account = 'bo'")
+    change(
+        synced,
+        "INSERT INTO raw.action_items_past FROM raw.action_items; DELETE FROM raw.action_items WHERE _account = 'bo'",
+    )
     with Warehouse(synced.settings.data_dir, origin=None) as warehouse:
         publish(warehouse, datetime.now(UTC), anew=True, whole=False)  # as forgetting does
         with pytest.raises(StorageError, match="nothing is published"):
@@ -213,7 +220,10 @@ def test_the_data_folder_may_be_copied_elsewhere(synced: Place, tmp_path: Path) 
 
 
 def test_a_publication_that_was_refused_is_told_until_one_succeeds(synced: Place) -> None:
-    change(synced, "DELETE FROM raw.action_items WHERE _account = 'bo'")
+    change(
+        synced,
+        "INSERT INTO raw.action_items_past FROM raw.action_items; DELETE FROM raw.action_items WHERE _account = 'bo'",
+    )
     with (
         Warehouse(synced.settings.data_dir, origin=None) as warehouse,
         pytest.raises(StorageError, match="nothing is published"),

@@ -115,11 +115,11 @@ def test_a_table_is_consistent(table: Table) -> None:
     assert set(table.volatile) <= kinds.keys()
 
 
-def test_table_names_are_unique_and_every_stream_has_two() -> None:
+def test_table_names_are_unique_and_every_stream_has_its_three() -> None:
     full_names = [table.full_name for table in tables()]
     assert len(set(full_names)) == len(full_names)
     for stream in STREAMS:
-        assert {f"raw.{stream.name}", f"raw.{stream.name}_history"} <= set(full_names)
+        assert {f"raw.{stream.name}", f"raw.{stream.name}_past", f"raw.{stream.name}_history"} <= set(full_names)
     assert {"raw.accounts", "raw.document_contents", "raw.quarantine", "raw.meeting_aliases"} < set(full_names)
     assert {"ops.windows", "ops.runs", "ops.assumptions", "ops.meta"} < set(full_names)
 
@@ -139,7 +139,7 @@ def test_a_new_stream_is_a_declaration_and_nothing_else() -> None:
     more = (*STREAMS, notes)
     assert stream_named("notes", more) is notes
     added = [table for table in tables(more) if table not in tables()]
-    assert [table.full_name for table in added] == ["raw.notes", "raw.notes_history"]
+    assert [table.full_name for table in added] == ["raw.notes", "raw.notes_past", "raw.notes_history"]
     assert added[0].month_field == "at"
 
 
@@ -149,15 +149,23 @@ def test_a_date_is_stored_with_its_text_as_received() -> None:
 
 
 def test_the_current_state_has_the_account_the_payload_and_the_state() -> None:
-    state = ["_first_seen_at", "_changed_at", "_missing_since", "_deleted_at", "_gone_reason", "_window_blind"]
+    state = [
+        "_operation",
+        "_run_id",
+        "_first_seen_at",
+        "_changed_at",
+        "_missing_since",
+        "_deleted_at",
+        "_gone_reason",
+        "_window_blind",
+    ]
     assert names(plain_stream().table.columns) == ["_account", "id", "at", "day", "day_raw", "_extra", "_hash", *state]
 
 
-def test_the_history_has_the_same_payload_and_says_what_happened_when() -> None:
-    history = plain_stream().history
-    payload = ["id", "at", "day", "day_raw", "_extra", "_hash"]
-    assert names(history.columns) == ["_account", *payload, "_operation", "_changed_at", "_run_id"]
-    assert history.month_field == "_changed_at"
+def test_the_history_shows_the_current_rows_and_those_of_the_past() -> None:
+    notes = plain_stream()
+    assert notes.history.shows == (notes.table, notes.past)
+    assert notes.history.columns == notes.past.columns == notes.table.columns
 
 
 def test_only_children_carry_the_id_of_their_parent() -> None:

@@ -25,6 +25,7 @@ from contio_pipeline.publish import publish
 from contio_pipeline.rows import decode
 from contio_pipeline.streams import STREAMS, Column, Stream, stream_named, tables
 from contio_pipeline.warehouse import Changes, Listing, Scope, Warehouse, Window
+from contio_pipeline.workfile import SCHEMA_VERSION
 
 ORIGIN = "https://api.example.com"
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -155,14 +156,19 @@ ITEM = st.fixed_dictionaries({"id": st.sampled_from("abcdef"), "title": st.sampl
 def test_after_any_listings_the_table_is_the_last_one_and_repeating_it_adds_nothing(listings: list[list[Any]]) -> None:
     """The model: a dictionary; deletions are settled at once."""
     with tempfile.TemporaryDirectory() as folder, Warehouse(Path(folder), origin=ORIGIN) as opened:
+        now = NOW
         for items in listings:
             for _repeat in range(2):
-                changes = commit(opened, items)
-                opened.settle(MEETINGS, "ana", gone=dict.fromkeys(changes.missing, "not_found"), run_id="run", now=NOW)
+                now += timedelta(days=1)
+                changes = commit(opened, items, now=now)
+                later = now + timedelta(minutes=1)
+                opened.settle(
+                    MEETINGS, "ana", gone=dict.fromkeys(changes.missing, "not_found"), run_id="run", now=later
+                )
             assert (changes.inserted, changes.updated, changes.missing) == (0, 0, [])
             assert titles(opened) == {item["id"]: item["title"] for item in items}
         operations = opened.connection.execute("""
-            SELECT id, list(_operation ORDER BY rowid) FROM raw.meetings_history GROUP BY 1""").fetchall()
+            SELECT id, list(_operation ORDER BY _changed_at) FROM raw.meetings_history GROUP BY 1""").fetchall()
         for _id, told in operations:  # every history begins with an insert, and a row leaves only after it was there
             assert told[0] == "insert"
             assert all(before != "delete" or after == "undelete" for before, after in pairwise(told))
@@ -173,15 +179,13 @@ def test_after_any_listings_the_table_is_the_last_one_and_repeating_it_adds_noth
 
 def test_every_table_and_column_says_what_it_is(warehouse: Warehouse) -> None:
     silent = warehouse.connection.execute("""
-        SELECT table_name, column_name FROM duckdb_columns() WHERE schema_name IN ('raw', 'ops') AND comment IS NULL
-        UNION ALL SELECT table_name, NULL FROM duckdb_tables() WHERE schema_name IN ('raw', 'ops') AND comment IS NULL
+        SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND schema_name <> 'main' AND comment IS NULL
+        UNION ALL SELECT table_name, NULL FROM duckdb_tables() WHERE schema_name <> 'main' AND comment IS NULL
+        UNION ALL SELECT view_name, NULL FROM duckdb_views() WHERE NOT internal AND comment IS NULL
     """).fetchall()
     assert silent == []
-    found = {
-        f"{s}.{t}"
-        for s, t in warehouse.connection.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall()
-    }
-    assert {table.full_name for table in tables()} <= found
+    found = warehouse.connection.execute("SELECT table_schema || '.' || table_name FROM information_schema.tables")
+    assert {table.full_name for table in tables()} <= {name for (name,) in found.fetchall()}
 
 
 def test_a_second_process_is_told_who_writes(warehouse: Warehouse) -> None:
@@ -197,9 +201,11 @@ def test_the_rows_of_two_servers_are_never_mixed(tmp_path: Path) -> None:
 
 
 def test_a_newer_warehouse_is_refused_and_not_touched(tmp_path: Path) -> None:
-    Warehouse(tmp_path, origin=ORIGIN, version=2, migrations={1: "SELECT 1"}).close()
+    Warehouse(tmp_path, origin=ORIGIN, version=SCHEMA_VERSION + 1).close()
     before = (tmp_path / "warehouse.duckdb").read_bytes()
-    with pytest.raises(ConfigError, match="schema version 2, this program knows 1: upgrade"):
+    with pytest.raises(
+        ConfigError, match=f"version {SCHEMA_VERSION + 1}, this program knows {SCHEMA_VERSION}: upgrade"
+    ):
         Warehouse(tmp_path, origin=ORIGIN)
     assert (tmp_path / "warehouse.duckdb").read_bytes() == before
 
@@ -207,20 +213,60 @@ def test_a_newer_warehouse_is_refused_and_not_touched(tmp_path: Path) -> None:
 def test_an_older_warehouse_migrates_after_a_copy(tmp_path: Path) -> None:
     with Warehouse(tmp_path, origin=ORIGIN) as opened:
         commit(opened, [{"id": "a", "title": "kept"}])
-    migrations = {1: "UPDATE raw.meetings SET title = upper(title)", 2: "UPDATE raw.meetings SET title = title || '!'"}
-    with Warehouse(tmp_path, origin=ORIGIN, version=3, migrations=migrations) as opened:
+    migrations = {
+        SCHEMA_VERSION: lambda connection: connection.execute("UPDATE raw.meetings SET title = upper(title)"),
+        SCHEMA_VERSION + 1: lambda connection: connection.execute("UPDATE raw.meetings SET title = title || '!'"),
+    }
+    with Warehouse(tmp_path, origin=ORIGIN, version=SCHEMA_VERSION + 2, migrations=migrations) as opened:
         assert titles(opened) == {"a": "KEPT!"}
-    with duckdb.connect(tmp_path / "warehouse-version-1.duckdb", read_only=True) as copy:
+    with duckdb.connect(tmp_path / f"warehouse-version-{SCHEMA_VERSION}.duckdb", read_only=True) as copy:
         assert copy.execute("SELECT title FROM raw.meetings").fetchall() == [("kept",)]
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     with Warehouse(tmp_path, origin=ORIGIN) as opened:
         commit(opened, [{"id": "a", "title": "kept"}])
+    broken = {SCHEMA_VERSION: lambda connection: connection.execute("DELETE FROM raw.meetings; SELECT nonsense")}
     with pytest.raises(duckdb.Error):
-        Warehouse(tmp_path, origin=ORIGIN, version=2, migrations={1: "DELETE FROM raw.meetings; SELECT nonsense"})
+        Warehouse(tmp_path, origin=ORIGIN, version=SCHEMA_VERSION + 1, migrations=broken)
     with Warehouse(tmp_path, origin=ORIGIN) as opened:
         assert titles(opened) == {"a": "kept"}
+
+
+def test_a_history_that_held_the_current_versions_too_tells_the_same_afterwards(tmp_path: Path) -> None:
+    """Version 1: `raw.<stream>_history` was a table with every version."""
+    told = """SELECT _account, id, title, _hash, _operation, _changed_at, _run_id FROM raw.meetings_history
+        ORDER BY ALL"""
+    later = [NOW + timedelta(days=days) for days in range(5)]
+    with Warehouse(tmp_path, origin=ORIGIN) as opened:
+        for now, items in zip(later, ["ab", "Ab", "A", "AB", "AB"], strict=True):
+            changes = commit(opened, [{"id": item.lower(), "title": item} for item in items], now=now)
+            opened.settle(
+                MEETINGS,
+                "ana",
+                gone=dict.fromkeys(changes.missing, "not_found"),
+                run_id="gone",
+                now=now + timedelta(hours=1),
+            )
+        commit(opened, [{"id": "a", "title": "another's"}], account="bo")
+        before, rows = opened.query(told), opened.query("FROM raw.meetings ORDER BY ALL")
+        assert {row["_operation"] for row in before} == {"insert", "update", "delete", "undelete"}
+        for stream in STREAMS:
+            payload = ", ".join(f'"{column.name}"' for column in stream.payload_columns)
+            opened.connection.execute(f"""
+                CREATE TABLE raw.kept AS SELECT _account, {payload}, _operation, _changed_at, _run_id
+                FROM {stream.history.full_name} ORDER BY _changed_at;
+                DROP VIEW {stream.history.full_name};
+                ALTER TABLE raw.kept RENAME TO {stream.history.name};
+                ALTER TABLE {stream.table.full_name} DROP COLUMN _operation;
+                ALTER TABLE {stream.table.full_name} DROP COLUMN _run_id""")
+            opened.connection.execute(f"DROP TABLE {stream.past.full_name}")
+        opened.connection.execute("UPDATE ops.meta SET value = '1' WHERE key = 'schema_version'")
+    with Warehouse(tmp_path, origin=ORIGIN) as opened:
+        assert opened.query(told) == before
+        columns = ", ".join(f'"{name}"' for name in rows[0])
+        assert opened.query(f"SELECT {columns} FROM raw.meetings ORDER BY ALL") == rows
+        assert commit(opened, [{"id": "a", "title": "A"}, {"id": "b", "title": "B"}]).unchanged == 2
 
 
 def test_a_field_that_becomes_known_is_filled_when_the_row_is_seen_again(tmp_path: Path) -> None:
