@@ -5,7 +5,9 @@ What lives here: the whole pipeline, usable from Python and from the command lin
 """
 
 import os
+import sys
 
 __version__ = "0.1.0"
 
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # Arrow's own pools keep some tens of MB of what was freed
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # httpx's command line: a fifth of what a command imports

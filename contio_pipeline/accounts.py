@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -260,7 +260,7 @@ class Keeper:
         seconds = min(settings.retry_seconds, _TRIAL_SECONDS)
         hopeless: ContioError | None = None
         try:
-            client = Client(settings.model_copy(update={"retry_seconds": seconds}), self._on_wait)
+            client = Client(replace(settings, retry_seconds=seconds), self._on_wait)
         except ConfigError as error:
             yield from (Outcome(entry, "kept", error=error) for entry in entries)
             return

@@ -116,7 +116,7 @@ class Alerts:
         if url is None:
             return False
         try:
-            self._post(url.get_secret_value(), {"text": self._redacted(text)[:_LONGEST]})
+            self._post(url.reveal(), {"text": self._redacted(text)[:_LONGEST]})
         except (RetryError, ApiError, httpx.HTTPError) as error:
             cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
             why = str(cause) if isinstance(cause, ApiError) else type(cause).__name__
@@ -144,7 +144,7 @@ class Alerts:
     def _redacted(self, text: str) -> str:
         """No message holds a secret; should one ever do, it is not sent."""
         for secret in (self._settings.client_secret, self._settings.alert_url):
-            text = text.replace(secret.get_secret_value(), "(secret)") if secret else text
+            text = text.replace(secret.reveal(), "(secret)") if secret else text
         return _TOKENS.sub("(secret)", text)
 
     @contextmanager

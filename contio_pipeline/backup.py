@@ -25,14 +25,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
-
 from contio_pipeline import __version__
 from contio_pipeline.documents import DocumentStore, path_of
 from contio_pipeline.errors import ConfigError, StorageError, WarehouseBusy
 from contio_pipeline.folders import flush, private_folder
 from contio_pipeline.publish import Generation, Keep, publish
-from contio_pipeline.settings import Settings
+from contio_pipeline.settings import Secret, Settings
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.workfile import SCHEMA_VERSION, replace_file, take_lock
 
@@ -159,9 +157,9 @@ def _settings(settings: Settings) -> str:
     """The settings that were set, as a `.env` holds them, without any secret."""
     values = settings.as_environment()
     lines = ["# Settings of the backed-up installation. Secrets and tokens are never in a backup."]
-    for field in sorted(settings.model_fields_set):
+    for field in sorted(settings.given):
         name = f"CONTIO_{field.upper()}"
-        if name in values and not isinstance(getattr(settings, field), SecretStr):
+        if name in values and not isinstance(getattr(settings, field), Secret):
             value = values[name].replace("\\", "\\\\").replace("'", "\\'")
             lines.append(f"{name}='{value}'")
     return "\n".join(lines) + "\n"

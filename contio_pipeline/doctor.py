@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -161,7 +161,7 @@ def examine(
         yield from _guarded("configuration", _configuration(settings, case.now))
         if not offline and settings.client_id and settings.client_secret:
             try:
-                brief = settings.model_copy(update={"retry_seconds": min(settings.retry_seconds, _SHORT_RETRY)})
+                brief = replace(settings, retry_seconds=min(settings.retry_seconds, _SHORT_RETRY))
                 case.client = open_until_the_end.enter_context(Client(brief, _Patience(patience)))
             except ConfigError as error:
                 yield Finding("configuration", "HTTP", "problem", str(error), "correct the variable that it names")
@@ -183,7 +183,7 @@ def _alerts(settings: Settings, *, alert: bool) -> Finding:
     if settings.alert_url is None:
         remedy = "set CONTIO_ALERT_URL to a webhook" if alert else ""
         return Finding("alerts", "webhook", "problem" if alert else "ok", "off: CONTIO_ALERT_URL is not set", remedy)
-    host = urlsplit(settings.alert_url.get_secret_value()).hostname
+    host = urlsplit(settings.alert_url.reveal()).hostname
     if not alert:
         return Finding("alerts", "webhook", "ok", f"trouble is told to {host}; --alert sends a message to try it")
     if Alerts(settings).tell("contio-pipeline: this is a test, sent by doctor --alert."):
@@ -221,7 +221,7 @@ def _guarded(area: str, findings: Iterator[Finding], subject: str = "") -> Itera
 
 def _configuration(settings: Settings, now: datetime) -> Iterator[Finding]:
     area, file = "configuration", env_file()
-    names = ", ".join(f"CONTIO_{name.upper()}" for name in sorted(settings.model_fields_set))
+    names = ", ".join(f"CONTIO_{name.upper()}" for name in sorted(settings.given))
     yield Finding(area, "settings", "ok", f"set: {names or 'none'}; all others have their defaults")
     yield Finding(area, ".env", "ok", f"{file} is read" if file.is_file() else f"there is no {file}")
     try:

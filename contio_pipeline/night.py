@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -125,7 +125,7 @@ def days_of_a_night(
     windows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in listed:
         windows.setdefault((row["account"], row["stream"]), []).append(row)
-    dear = settings.model_copy(update={"nightly_full_requests": 0})
+    dear = replace(settings, nightly_full_requests=0)
     plans = [plan_night(dear, streams[name], rows, {}, now) for (_, name), rows in windows.items() if name in streams]
     usual = usual_window(settings, now.date())
     begin = min((plan.window.start for plan in plans if plan.window.start), default=usual.start)

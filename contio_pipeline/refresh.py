@@ -31,7 +31,6 @@ from typing import Any, Protocol
 from urllib.parse import quote, quote_plus, urlsplit
 
 import httpx
-from pydantic import SecretStr
 
 from contio_pipeline import __version__
 from contio_pipeline.auth import Tokens, TokenStore, how_to_renew, lasts
@@ -48,7 +47,7 @@ from contio_pipeline.errors import (
     Unauthorized,
 )
 from contio_pipeline.protocol import check_status, read_object
-from contio_pipeline.settings import Settings, is_loopback
+from contio_pipeline.settings import Secret, Settings, is_loopback
 
 _MAX_ANSWER = 2**20
 _WHAT = "token endpoint"
@@ -111,7 +110,7 @@ class TokenEndpoint:
     def __init__(
         self,
         token_url: str,
-        credentials: tuple[str, SecretStr],
+        credentials: tuple[str, Secret],
         *,
         timeout: float = 30,
         ca_bundle: Path | None = None,
@@ -185,7 +184,7 @@ class TokenEndpoint:
 
     @property
     def _plain_secret(self) -> str:
-        return self._secret.get_secret_value()
+        return self._secret.reveal()
 
     def _ask(self, form: Mapping[str, str], secrets: tuple[str, ...]) -> dict[str, Any]:
         identity, secret = self._identity, self._plain_secret
@@ -324,7 +323,7 @@ class RefreshProcess:
             str(settings.state_dir),
             settings.token_url,
             identity,
-            secret.get_secret_value(),
+            secret.reveal(),
             settings.timeout_seconds,
             str(settings.ca_bundle) if settings.ca_bundle else None,
         )
@@ -403,7 +402,7 @@ def serve(requests: _Reader, answer: Callable[[bytes], object]) -> None:
         try:
             endpoint = endpoint or TokenEndpoint(
                 setup.token_url,
-                (setup.client_id, SecretStr(setup.client_secret)),
+                (setup.client_id, Secret(setup.client_secret)),
                 timeout=setup.timeout,
                 ca_bundle=Path(setup.ca_bundle) if setup.ca_bundle else None,
             )

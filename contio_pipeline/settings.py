@@ -12,24 +12,17 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from platformdirs import user_state_path
-from pydantic import (
-    AfterValidator,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from contio_pipeline.errors import ConfigError
 
@@ -48,6 +41,30 @@ _KUBERNETES = re.compile(r"CONTIO_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_\d+_(
 _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=")
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _OWNER = re.compile(r"team:\w[\w .-]*|[\w.+-]+@[\w-]+(\.[\w-]+)+")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_YES, _NO = {"1", "true", "t", "yes", "y", "on"}, {"0", "false", "f", "no", "n", "off"}
+
+
+class Secret:
+    """A text that no log, traceback or dump shows (a dataclass would be dumped with its field)."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
 
 
 def is_loopback(url: str) -> bool:
@@ -94,176 +111,198 @@ def _redirect_uri(value: str) -> str:
     return value
 
 
-Url = Annotated[str, AfterValidator(_http_url)]
+def _flag(value: str) -> bool:
+    if value.lower() not in _YES | _NO:
+        raise ValueError("must be true or false")
+    return value.lower() in _YES
 
 
-class Settings(BaseSettings):
-    """All settings; each field `name` is the variable `CONTIO_NAME`."""
+def _whole(value: str, least: int = 0, most: int | None = None) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        raise ValueError("must be a whole number") from None
+    if number < least:
+        raise ValueError(f"must be greater than or equal to {least}")
+    if most is not None and number > most:
+        raise ValueError(f"must be less than or equal to {most}")
+    return number
 
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
-    )
 
-    api_url: Url = "https://api.contio.ai"
-    token_url: Url = "https://auth.contio.ai/oauth2/token"  # noqa: S105 - an address
-    authorize_url: Url = "https://auth.contio.ai/oauth2/authorize"
-    redirect_uri: Annotated[str, AfterValidator(_redirect_uri)] = "http://127.0.0.1:8765/callback"
-    client_id: str | None = None
-    client_secret: SecretStr | None = None
-    data_dir: Path = Path("data")
-    state_dir: Path = Field(default_factory=lambda: user_state_path("contio-pipeline", appauthor=False))
-    rate_limit: int = Field(1000, ge=1)
-    rate_window_seconds: float = Field(300, gt=0, le=86_400)
-    timeout_seconds: float = Field(30, gt=0, le=3600)
-    retry_seconds: float = Field(600, ge=0, le=86_400)
-    calendar_start: date | None = None
-    calendar_end: date | None = None
-    documents: Literal["finished", "all"] = "finished"
-    document_max_mb: int = Field(1024, ge=1)
-    loss_share: float = Field(0.5, ge=0, le=1)
-    loss_count: int = Field(50, ge=0)
-    ca_bundle: Path | None = None
-    timezone: str = "UTC"
-    schedules: bool = False
-    nightly_cron: str = "15 2 * * 1-6"
-    weekly_cron: str = "15 2 * * 0"
-    lookback_days: int = Field(7, ge=0, le=366)
-    lookahead_days: int = Field(30, ge=0, le=366)
-    heal_days: int = Field(30, ge=1, le=366)
-    fresh_hours: float = Field(36, gt=0, le=8784)
-    nightly_full_requests: int = Field(200, ge=0)
-    nightly_child_requests: int = Field(500, ge=0)
-    first_day: date = date(2024, 1, 1)
-    alert_url: SecretStr | None = None
-    digest: bool = True
-    keep_generation_days: float = Field(1, ge=1, le=366)
-    keep_generations: int = Field(300, ge=2)
-    log_format: Literal["text", "json"] = "text"
-    keep_runs_days: int = Field(180, ge=1, le=3660)
-    owner: str = "team:data"
+def _number(value: str, least: float, most: float, *, above: bool = False) -> float:
+    """A number from `least` to `most`, or only from above `least`."""
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError("must be a number") from None
+    if not number <= most:  # so that what is no number is refused, too
+        raise ValueError(f"must be a number less than or equal to {most:g}")
+    if number < least or (above and number == least):
+        raise ValueError(f"must be greater than {'' if above else 'or equal to '}{least:g}")
+    return number
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic's signature
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment, then `.env` with its paths made absolute against its own folder."""
 
-        def dotenv() -> dict[str, Any]:
-            values = dotenv_settings()
-            folder = Path(str(getattr(dotenv_settings, "env_file", None) or ".env")).absolute().parent
-            paths = [name for name in ("data_dir", "state_dir", "ca_bundle") if values.get(name)]
-            return values | {name: _resolved(folder, values[name]) for name in paths}
+def _one_of(value: str, *known: str) -> str:
+    if value not in known:
+        raise ValueError(f"must be {' or '.join(map(repr, known))}")
+    return value
 
-        return init_settings, env_settings, dotenv  # type: ignore[return-value]
 
-    @field_validator("data_dir", "state_dir", "ca_bundle")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        try:
-            return value and Path(os.path.abspath(value.expanduser()))  # noqa: PTH100 - resolve() would follow links
-        except RuntimeError:
-            raise ValueError(f"must be a folder or file; {value} names a user who is not known here") from None
+def _day(value: str) -> date:
+    try:
+        return date.fromisoformat(value if _DAY.fullmatch(value) else "")
+    except ValueError:
+        raise ValueError("must be a valid date such as 2026-01-31") from None
 
-    @field_validator("data_dir")
-    @classmethod
-    def _fit_for_duckdb(cls, value: Path) -> Path:
-        if "?" in str(value):
-            raise ValueError("must not contain a question mark: DuckDB misplaces its log beside such a file")
-        if "\\" in str(value):
-            raise ValueError("must not contain a backslash: DuckDB 2.0 cannot open a file in such a folder")
-        return value
 
-    @field_validator("ca_bundle")
-    @classmethod
-    def _readable(cls, value: Path | None) -> Path | None:
-        if value and not value.is_file():
-            raise ValueError(f"must be a file of PEM certificates; there is none at {value}")
-        try:
-            if value:
-                ssl.create_default_context(cafile=value)
-        except (ssl.SSLError, OSError):
-            raise ValueError(f"must be a file of PEM certificates; {value} holds none") from None
-        return value
+def _past_day(value: str) -> date:
+    day = _day(value)
+    if day > datetime.now(UTC).date():
+        raise ValueError(f"must not lie in the future: {value}")
+    return day
 
-    @field_validator("alert_url")
-    @classmethod
-    def _like_url(cls, value: SecretStr | None) -> SecretStr | None:
-        parts = urlsplit(value.get_secret_value()) if value else None
-        if (
-            value
-            and parts
-            and not (parts.hostname and (parts.scheme == "https" or is_loopback(value.get_secret_value())))
-        ):
-            raise ValueError("must be the https address of a webhook")
-        return value
 
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (ValueError, OSError, ZoneInfoNotFoundError):
-            raise ValueError(f"must be an IANA time zone such as Europe/Berlin, not {value}") from None
-        return value
+def _path(value: str) -> Path:
+    try:
+        return Path(os.path.abspath(Path(value).expanduser()))  # noqa: PTH100 - resolve() would follow links
+    except RuntimeError:
+        raise ValueError(f"must be a folder or file; {value} names a user who is not known here") from None
 
-    @field_validator("nightly_cron", "weekly_cron")
-    @classmethod
-    def _like_cron(cls, value: str) -> str:
-        fields = value.split()
-        known = value in _CRON_NAMES or (
-            len(fields) == len(_CRON_RANGES)
-            and all(re.fullmatch(r"[\dA-Za-z*/,#-]+", one) for one in fields)
-            and all(
-                least <= int(number) <= most
-                for one, (least, most) in zip(fields, _CRON_RANGES, strict=True)
-                for number in re.findall(r"(?<!/)\b\d+", one)
-            )
+
+def _data_dir(value: str) -> Path:
+    if "?" in value:
+        raise ValueError("must not contain a question mark: DuckDB misplaces its log beside such a file")
+    if "\\" in value:
+        raise ValueError("must not contain a backslash: DuckDB 2.0 cannot open a file in such a folder")
+    return _path(value)
+
+
+def _certificates(value: str) -> Path:
+    path = _path(value)
+    if not path.is_file():
+        raise ValueError(f"must be a file of PEM certificates; there is none at {path}")
+    try:
+        ssl.create_default_context(cafile=path)
+    except (ssl.SSLError, OSError):
+        raise ValueError(f"must be a file of PEM certificates; {path} holds none") from None
+    return path
+
+
+def _zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError(f"must be an IANA time zone such as Europe/Berlin, not {value}") from None
+    return value
+
+
+def _cron(value: str) -> str:
+    fields = value.split()
+    known = value in _CRON_NAMES or (
+        len(fields) == len(_CRON_RANGES)
+        and all(re.fullmatch(r"[\dA-Za-z*/,#-]+", one) for one in fields)
+        and all(
+            least <= int(number) <= most
+            for one, (least, most) in zip(fields, _CRON_RANGES, strict=True)
+            for number in re.findall(r"(?<!/)\b\d+", one)
         )
-        if not known:  # the rest is checked where the schedule is made
-            raise ValueError(f"must be a cron expression such as 15 2 * * *, not {value}")
-        return value
+    )
+    if not known:  # the rest is checked where the schedule is made
+        raise ValueError(f"must be a cron expression such as 15 2 * * *, not {value}")
+    return value
 
-    @field_validator("first_day")
+
+def _owner(value: str) -> str:
+    if not _OWNER.fullmatch(value):
+        raise ValueError(f"must be an e-mail address or team:NAME, not {value}")
+    return value
+
+
+def _webhook(value: str) -> Secret:
+    parts = urlsplit(value)
+    if not (parts.hostname and (parts.scheme == "https" or is_loopback(value))):
+        raise ValueError("must be the https address of a webhook")
+    return Secret(value)
+
+
+def _client_id(value: str) -> str:
+    if ":" in value:  # RFC 7617: the user part of Basic credentials cannot hold one
+        raise ValueError("must not contain a colon")
+    return value
+
+
+def _is(read: Callable[[str], Any], default: Any) -> Any:
+    """A setting: what makes its value of a text, or raises a ValueError that says what it must be; its default."""
+    return field(default=default, metadata={"read": read})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings; each field `name` is the variable `CONTIO_NAME`. See `load_settings`.
+
+    Attributes:
+        given: the names of those that somebody set.
+    """
+
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+    api_url: str = _is(_http_url, "https://api.contio.ai")
+    token_url: str = _is(_http_url, "https://auth.contio.ai/oauth2/token")
+    authorize_url: str = _is(_http_url, "https://auth.contio.ai/oauth2/authorize")
+    redirect_uri: str = _is(_redirect_uri, "http://127.0.0.1:8765/callback")
+    client_id: str | None = _is(_client_id, None)
+    client_secret: Secret | None = _is(Secret, None)
+    data_dir: Path = field(metadata={"read": _data_dir})
+    state_dir: Path = field(metadata={"read": _path})
+    rate_limit: int = _is(lambda text: _whole(text, 1), 1000)
+    rate_window_seconds: float = _is(lambda text: _number(text, 0, 86_400, above=True), 300)
+    timeout_seconds: float = _is(lambda text: _number(text, 0, 3600, above=True), 30)
+    retry_seconds: float = _is(lambda text: _number(text, 0, 86_400), 600)
+    calendar_start: date | None = _is(_day, None)
+    calendar_end: date | None = _is(_day, None)
+    documents: Literal["finished", "all"] = _is(lambda text: _one_of(text, "finished", "all"), "finished")
+    document_max_mb: int = _is(lambda text: _whole(text, 1), 1024)
+    loss_share: float = _is(lambda text: _number(text, 0, 1), 0.5)
+    loss_count: int = _is(_whole, 50)
+    ca_bundle: Path | None = _is(_certificates, None)
+    timezone: str = _is(_zone, "UTC")
+    schedules: bool = _is(_flag, False)
+    nightly_cron: str = _is(_cron, "15 2 * * 1-6")
+    weekly_cron: str = _is(_cron, "15 2 * * 0")
+    lookback_days: int = _is(lambda text: _whole(text, 0, 366), 7)
+    lookahead_days: int = _is(lambda text: _whole(text, 0, 366), 30)
+    heal_days: int = _is(lambda text: _whole(text, 1, 366), 30)
+    fresh_hours: float = _is(lambda text: _number(text, 0, 8784, above=True), 36)
+    nightly_full_requests: int = _is(_whole, 200)
+    nightly_child_requests: int = _is(_whole, 500)
+    first_day: date = _is(_past_day, date(2024, 1, 1))
+    alert_url: Secret | None = _is(_webhook, None)
+    digest: bool = _is(_flag, True)
+    keep_generation_days: float = _is(lambda text: _number(text, 1, 366), 1)
+    keep_generations: int = _is(lambda text: _whole(text, 2), 300)
+    log_format: Literal["text", "json"] = _is(lambda text: _one_of(text, "text", "json"), "text")
+    keep_runs_days: int = _is(lambda text: _whole(text, 1, 3660), 180)
+    owner: str = _is(_owner, "team:data")
+
     @classmethod
-    def _past(cls, value: date) -> date:
-        if value > datetime.now(UTC).date():
-            raise ValueError(f"must not lie in the future: {value}")
-        return value
+    def names(cls) -> list[str]:
+        """Of all settings, in the order of the declaration."""
+        return [one.name for one in fields(cls) if "read" in one.metadata]
 
-    @field_validator("owner")
-    @classmethod
-    def _like_owner(cls, value: str) -> str:
-        if not _OWNER.fullmatch(value):
-            raise ValueError(f"must be an e-mail address or team:NAME, not {value}")
-        return value
-
-    @field_validator("client_id")
-    @classmethod
-    def _no_colon(cls, value: str | None) -> str | None:
-        if value and ":" in value:  # RFC 7617: the user part of Basic credentials cannot hold one
-            raise ValueError("must not contain a colon")
-        return value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other, with a ValueError."""
         if self.state_dir.resolve().is_relative_to(self.data_dir.resolve()):
             raise ValueError(
                 f"CONTIO_STATE_DIR ({self.state_dir}) holds tokens and must not lie inside CONTIO_DATA_DIR ({self.data_dir})"
             )
         if self.calendar_start and self.calendar_end and self.calendar_start >= self.calendar_end:
             raise ValueError("CONTIO_CALENDAR_END must be a later day than CONTIO_CALENDAR_START")
-        return self
 
     def as_environment(self) -> dict[str, str]:
         """The variables that give another process the same settings; the secret is among them."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
+        values = {name: getattr(self, name) for name in self.names()}
         return {
-            f"{_PREFIX}{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            f"{_PREFIX}{name.upper()}": value.reveal() if isinstance(value, Secret) else str(value)
             for name, value in values.items()
             if value is not None
         }
@@ -278,7 +317,7 @@ class Settings(BaseSettings):
             )
         return midnight(start), midnight(end)
 
-    def credentials(self) -> tuple[str, SecretStr]:
+    def credentials(self) -> tuple[str, Secret]:
         """The application's client id and secret.
 
         Raises:
@@ -293,14 +332,6 @@ class Settings(BaseSettings):
         return self.client_id, self.client_secret
 
 
-def _resolved(folder: Path, text: str) -> Path:
-    """The path below the folder, `~` filled in; left alone where `~` names nobody, for the validator to refuse."""
-    try:
-        return folder / Path(text).expanduser()
-    except RuntimeError:
-        return Path(text)
-
-
 def midnight(day: date) -> datetime:
     """The first instant of a day in UTC."""
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
@@ -312,7 +343,7 @@ def env_file() -> Path:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read and validate all settings.
+    """Read and validate all settings: what is given here, else the environment, else the `.env`, else the defaults.
 
     Raises:
         ConfigError: a value is wrong, a name is no setting, or a line of the `.env` is none; the text names each, with what it
@@ -321,25 +352,49 @@ def load_settings(**overrides: Any) -> Settings:
     file = env_file()
     if os.environ.get(_ENV_FILE) and not file.is_file():
         raise ConfigError(f"CONTIO_ENV_FILE names {file}, which is not there")
-    problems: list[str] = []
+    problems = _not_settings(os.environ, "in the environment")
     try:
-        problems += _not_settings(os.environ, "in the environment")
         problems += _wrong_lines(file) if file.is_file() else []
-        settings = Settings(**{"_env_file": file, "_env_file_encoding": _ENCODING, **overrides})
-    except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            name = f"{_PREFIX}{str(problem['loc'][0]).upper()} " if problem["loc"] else ""
-            problems.append(name + problem["msg"].removeprefix("Value error, "))
+        given = _of_file(file) | _named(os.environ)
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
-    if problems:
-        raise ConfigError("; ".join(problems))
-    return settings
+    given |= {name: str(value) for name, value in overrides.items() if value is not None}  # a secret as plain text
+    texts = {"data_dir": "data", "state_dir": str(user_state_path("contio-pipeline", appauthor=False))} | given
+    values: dict[str, Any] = {}
+    for one in fields(Settings):
+        try:
+            if one.name in texts:
+                values[one.name] = one.metadata["read"](texts[one.name])
+        except ValueError as error:
+            problems.append(f"{_PREFIX}{one.name.upper()} {error}")
+    if not problems:
+        try:
+            return Settings(given=frozenset(given), **values)
+        except ValueError as error:
+            problems.append(str(error))
+    raise ConfigError("; ".join(problems))
+
+
+def _named(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """The settings among variables: name -> text; an empty one counts as absent."""
+    texts = {name.upper(): text for name, text in variables.items()}
+    return {name: text for name in Settings.names() if (text := texts.get(f"{_PREFIX}{name.upper()}"))}
+
+
+def _of_file(file: Path) -> dict[str, str]:
+    """The settings of a `.env`, its paths made absolute against its own folder."""
+    if not file.is_file():
+        return {}
+    texts = _named(dotenv_values(file, encoding=_ENCODING))
+    for name in {"data_dir", "state_dir", "ca_bundle"} & texts.keys():
+        if not texts[name].startswith("~"):
+            texts[name] = str(file.parent / texts[name])
+    return texts
 
 
 def _not_settings(names: Iterable[str], where: str) -> list[str]:
     """What to say of names that look like settings and are none."""
-    settings = [name.upper() for name in Settings.model_fields]
+    settings = [name.upper() for name in Settings.names()]
     problems = []
     for name in names:
         asked = name.upper().removeprefix(_PREFIX)

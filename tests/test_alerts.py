@@ -8,12 +8,11 @@ from collections.abc import Callable
 
 import pytest
 from conftest import Place, Receiver
-from pydantic import SecretStr
 
 from contio_pipeline.alerts import Alerts
 from contio_pipeline.errors import ConfigError
 from contio_pipeline.health import Problem
-from contio_pipeline.settings import Settings, load_settings
+from contio_pipeline.settings import Secret, load_settings
 
 
 @pytest.fixture
@@ -125,7 +124,7 @@ def test_no_secret_is_ever_sent(told: Alerts, receiver: Receiver) -> None:
     settings = told._settings
     assert settings.client_secret
     assert settings.alert_url
-    for secret in (settings.client_secret.get_secret_value(), settings.alert_url.get_secret_value(), "cto_rt_v1_a-b_C"):
+    for secret in (settings.client_secret.reveal(), settings.alert_url.reveal(), "cto_rt_v1_a-b_C"):
         told.tell(f"look: {secret}!")
         assert receiver.texts[-1] == "look: (secret)!"
 
@@ -149,12 +148,12 @@ def test_a_damaged_note_of_what_was_told_tells_it_again(told: Alerts) -> None:
 
 
 def test_it_is_off_until_set_and_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not Alerts(Settings()).on
-    assert Alerts(Settings()).update({"x": [REFUSED]}) == 0
+    assert not Alerts(load_settings()).on
+    assert Alerts(load_settings()).update({"x": [REFUSED]}) == 0
     for wrong in ("http://hooks.slack.com/x", "hooks.slack.com", "ftp://x/y"):
         monkeypatch.setenv("CONTIO_ALERT_URL", wrong)
         with pytest.raises(ConfigError, match="CONTIO_ALERT_URL must be the https address of a webhook") as refused:
             load_settings()
         assert wrong not in str(refused.value)
     monkeypatch.setenv("CONTIO_ALERT_URL", "https://hooks.slack.com/services/T0/B0/x")
-    assert load_settings().alert_url == SecretStr("https://hooks.slack.com/services/T0/B0/x")
+    assert load_settings().alert_url == Secret("https://hooks.slack.com/services/T0/B0/x")

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import httpx
 import pytest
-from pydantic import SecretStr
 
 from contio_pipeline.auth import AccountAuth, Tokens, TokenStore
 from contio_pipeline.errors import (
@@ -36,6 +35,7 @@ from contio_pipeline.errors import (
 from contio_pipeline.refresh import TokenEndpoint
 from contio_pipeline.sandbox.server import Fault, Sandbox
 from contio_pipeline.sandbox.world import World
+from contio_pipeline.settings import Secret
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without it every client loads the system's authorities
 PROFILE = "/v1/partner/user/profile"
@@ -77,10 +77,10 @@ def new_auth(sandbox: Sandbox, store: TokenStore) -> Iterator[NewAuth]:
     """Make ana's auth, as another process would; keyword arguments are AccountAuth's own, and the application's credentials."""
     with ExitStack() as open_until_the_end:
 
-        def make(*, credentials: tuple[str, SecretStr] | None = None, **how: Any) -> AccountAuth:
+        def make(*, credentials: tuple[str, Secret] | None = None, **how: Any) -> AccountAuth:
             if "ana" not in store.names():
                 store.write("ana", Tokens(sandbox.login("ana")))
-            credentials = credentials or (sandbox.world.client_id, SecretStr(sandbox.world.client_secret))
+            credentials = credentials or (sandbox.world.client_id, Secret(sandbox.world.client_secret))
             endpoint = TokenEndpoint(sandbox.token_url, credentials, clock=how.get("clock", time.time))
             open_until_the_end.callback(endpoint.close)
             return AccountAuth("ana", store, refresh=partial(endpoint.refresh, store), **how)
@@ -570,7 +570,7 @@ def test_a_refresh_token_that_is_no_longer_accepted_says_how_to_get_on(
 def test_credentials_that_are_refused_name_their_variables(
     sandbox: Sandbox, store: TokenStore, new_auth: NewAuth
 ) -> None:
-    auth = new_auth(credentials=(sandbox.world.client_id, SecretStr("wrong")))
+    auth = new_auth(credentials=(sandbox.world.client_id, Secret("wrong")))
     before = store.read("ana")
     error = failing(auth, sandbox)
     assert type(error) is CredentialsRefused
@@ -754,7 +754,7 @@ def test_no_secret_is_in_any_message_even_when_the_server_repeats_it(
     status: int, error: str, echoed: str, sandbox: Sandbox, store: TokenStore, new_auth: NewAuth
 ) -> None:
     own = "mine & <nobody else's>/+="
-    auth = new_auth(credentials=("me", SecretStr(own)))
+    auth = new_auth(credentials=("me", Secret(own)))
     secret = store.read("ana").refresh_token if echoed == "refresh token" else own
     body = json.dumps({"error": error, "error_description": f"cannot use {secret}", "request_id": secret})
     if "Go" in echoed:

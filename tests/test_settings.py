@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import FrozenInstanceError, asdict
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from pydantic import ValidationError
 
 from contio_pipeline.errors import ConfigError
 from contio_pipeline.settings import Settings, is_loopback, load_settings, midnight
@@ -134,7 +134,7 @@ def env(name: str) -> str:
 
 
 def test_every_setting_is_tested_here() -> None:
-    assert VARIABLES.keys() == Settings.model_fields.keys()
+    assert VARIABLES.keys() == set(Settings.names())
 
 
 # Values ---------------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_links_in_paths_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_settings_cannot_be_changed() -> None:
     settings = load_settings()
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(FrozenInstanceError):
         settings.rate_limit = 5
 
 
@@ -423,8 +423,8 @@ def test_the_secret_is_never_shown(source: str, tmp_path: Path, monkeypatch: pyt
     else:
         monkeypatch.setenv("CONTIO_CLIENT_SECRET", SECRET)
     settings = load_settings(client_id="me")
-    assert settings.credentials()[1].get_secret_value() == SECRET
-    for text in (repr(settings), str(settings), repr(settings.credentials()), settings.model_dump_json()):
+    assert settings.credentials()[1].reveal() == SECRET
+    for text in (repr(settings), str(settings), repr(settings.credentials()), str(asdict(settings))):
         assert SECRET not in text
 
 
@@ -440,7 +440,7 @@ def test_a_refusal_never_shows_the_value_for_it_may_be_a_secret(name: str, monke
 
 def test_both_credentials_are_returned_when_both_are_set() -> None:
     identity, secret = load_settings(client_id="me", client_secret=SECRET).credentials()
-    assert (identity, secret.get_secret_value()) == ("me", SECRET)
+    assert (identity, secret.reveal()) == ("me", SECRET)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Self
@@ -12,6 +13,8 @@ from contio_pipeline.cli.common import Verbose, app, as_table, command, show, te
 from contio_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from contio_pipeline.work import StreamReport, SyncReport
 
 _A_MINUTE, _SOME_HOURS = 60.0, 120
@@ -221,47 +224,43 @@ class _Progress:
     """Shows on standard error how a sync goes on: a bar on a terminal, a line per stream elsewhere."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        self._terminal = console.is_terminal
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task("starting", total=None)
+        self._bar = _bar() if sys.stderr.isatty() else None
         self._what = ""
         self._said = -_A_MINUTE
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._bar:
+            self._bar.add_task("starting", total=None)
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._bar:
+            self._bar.stop()
 
     def started(self, account: str, stream: str) -> None:
         self._what = f"{account} {stream}"
-        self._progress.reset(self._task, description=self._what, total=None)
+        self._begin(self._what)
+
+    def _begin(self, what: str) -> None:
+        if self._bar:
+            self._bar.reset(self._bar.task_ids[0], description=what, total=None)
 
     def advanced(self, done: int, total: int) -> None:
-        self._progress.update(self._task, description=self._what, completed=done, total=total)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], description=self._what, completed=done, total=total)
 
     def waiting(self, seconds: float) -> None:
         now = time.monotonic()
         told = f"{self._what}: waiting for the request budget ({seconds:.0f} s)"
-        if not self._terminal and now > self._said + _A_MINUTE:
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], description=told)
+        elif now > self._said + _A_MINUTE:
             self._said = now
             tell(told)
-        self._progress.update(self._task, description=told)
 
     def finished(self, report: StreamReport) -> None:
-        if not self._terminal:
+        if not self._bar:
             listing = report.listing
             state = "complete" if listing.complete else "NOT complete"
             tell(
@@ -277,7 +276,21 @@ class _Progress:
             )
 
     def publishing(self) -> None:
-        self._progress.reset(self._task, description="publishing", total=None)
+        self._begin("publishing")
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 @command(app)
