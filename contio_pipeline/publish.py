@@ -310,9 +310,14 @@ def _fingerprints(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[s
     """Month, or part of it -> what changes when any of its rows does."""
     if not _telling(table):
         return {}
-    rows = f"FROM {table.full_name} GROUP BY 1 ORDER BY 1"
-    found = connection.execute(f"SELECT {_month(table)} AS month, {_telling(table)} {rows}")
-    return {str(month): f"{count} {total}" for month, count, total in found.fetchall()}
+    # The microseconds are in UTC: on a TIMESTAMPTZ a calendar would be asked for each row.
+    month = (
+        f"date_trunc('month', make_timestamp(epoch_us({quoted(table.month_field)})))" if table.month_field else "NULL"
+    )
+    found = connection.execute(
+        f"SELECT {month}, {_telling(table)} FROM {table.full_name} GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    return {month.isoformat()[:7] if month else UNDATED: f"{count} {total}" for month, count, total in found}
 
 
 def _telling(table: Table) -> str:
@@ -325,13 +330,6 @@ def _telling(table: Table) -> str:
         names = [name for name in names if name == "id" or (name.startswith("_") and name != "_extra")]
     columns = ", ".join(map(quoted, names))
     return columns and f"count(*), sum(hash({columns})::HUGEINT)"
-
-
-def _month(table: Table) -> str:
-    """The month of the file that a row is in."""
-    if not table.month_field:
-        return f"'{UNDATED}'"
-    return f"coalesce(strftime({quoted(table.month_field)}, '%Y-%m'), '{UNDATED}')"
 
 
 def _folder(table: Table) -> Path:

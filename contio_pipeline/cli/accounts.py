@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from contio_pipeline.cli.common import Verbose, app, as_table, as_text, command, show
+from contio_pipeline.cli.common import Verbose, app, as_text, command, show_table
 from contio_pipeline.cli.keeping import DryRun, Yes, erase
 from contio_pipeline.errors import ConfigError, CredentialsRefused
 
@@ -216,7 +216,7 @@ def accounts_list(
             "consent ends",
             "days left",
         )
-        show(as_table(columns, [_account_row(one, now) for one in found]))
+        show_table(columns, [_account_row(one, now) for one in found])
     else:
         print("No accounts yet. Add one: contio-pipeline login")
 

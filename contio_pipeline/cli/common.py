@@ -10,18 +10,16 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from contio_pipeline.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -108,25 +106,42 @@ def shown(value: Any) -> str:
     return "".join(c if c.isprintable() or c == "\u200d" else " " for c in text)  # the joiner makes one emoji of two
 
 
-def as_table(names: Iterable[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Rows in columns, numbers to the right."""
+def show_table(names: Iterable[str], rows: Iterable[Sequence[Any]], numbers: Collection[str] = ()) -> None:
+    """Print rows in columns, numbers to the right, and the columns that are named in `numbers`; None is blank.
+
+    On a terminal long cells are folded; elsewhere nothing is.
+    """
+    names, found = list(names), [list(row) for row in rows]
+    right = [
+        name in numbers
+        or any(isinstance(row[at], int | float | Decimal) and not isinstance(row[at], bool) for row in found)
+        for at, name in enumerate(names)
+    ]
+    cells = [["" if value is None else shown(value) for value in row] for row in found]
+    if not sys.stdout.isatty():
+        widths = [max(map(_width, column)) for column in zip(names, *cells, strict=True)]
+        for line in (names, *cells):
+            print("  ".join(_justified(*cell) for cell in zip(line, widths, right, strict=True)).rstrip())
+        return
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    found = [list(row) for row in rows]
-    for position, name in enumerate(names):
-        number = any(
-            isinstance(row[position], int | float | Decimal) and not isinstance(row[position], bool) for row in found
-        )
+    for name, number in zip(names, right, strict=True):
         table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
-    for row in found:
-        table.add_row(*(Text("" if value is None else shown(value)) for value in row))
-    return table
+    for row in cells:
+        table.add_row(*map(Text, row))
+    Console().print(table)
 
 
-def show(table: Table) -> None:
-    """Print a table; off a terminal nothing is cut at 80 columns."""
-    from rich.console import Console
+def _justified(text: str, width: int, right: bool) -> str:
+    blank = " " * (width - _width(text))
+    return blank + text if right else text + blank
 
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+
+def _width(text: str) -> int:
+    """In places of a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)

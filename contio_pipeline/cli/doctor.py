@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from contio_pipeline.cli.common import Verbose, app, as_table, command, show, shown
+from contio_pipeline.cli.common import Verbose, app, command, show_table, shown
 
 
 @command(app)
@@ -36,7 +36,7 @@ def doctor(
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         rows = [(finding.level, finding.area, finding.subject, finding.found) for finding in findings]
-        show(as_table(("", "area", "what", "found"), rows))
+        show_table(("", "area", "what", "found"), rows)
         for finding in findings:
             if finding.level != "ok":
                 print(f"\n{finding.level.capitalize()}: {shown(f'{finding.area} {finding.subject}: {finding.found}')}")

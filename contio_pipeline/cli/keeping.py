@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from contio_pipeline.cli.common import Verbose, app, as_table, command, show
+from contio_pipeline.cli.common import Verbose, app, command, show_table
 from contio_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _print_forgotten(found: Forgotten, *, dry_run: bool) -> None:
         ("generations, for a new one", len(found.folders), None if not dry_run else _size(found.folders)),
         ("earlier copies of the warehouse", len(found.copies), None if not dry_run else _size(found.copies)),
     ]
-    show(as_table(("would be erased" if dry_run else "erased", "count", "bytes"), [row for row in rows if row[1]]))
+    show_table(("would be erased" if dry_run else "erased", "count", "bytes"), [row for row in rows if row[1]])
     if not found.rows and not found.documents:
         print("No row and no document holds anything of it. Generations and copies go all the same: older, they may.")
     if not dry_run:

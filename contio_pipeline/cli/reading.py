@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from contio_pipeline.cli.common import Verbose, app, as_table, as_text, command, show
+from contio_pipeline.cli.common import Verbose, app, as_text, command, show_table
 
 
 class Format(StrEnum):
@@ -41,7 +41,7 @@ def status(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback doe
         rows = list(answer.rows)
         if rows:
             print(heading)
-            show(as_table(answer.names, rows))
+            show_table(answer.names, rows)
             print()
 
 
@@ -85,7 +85,7 @@ def query(
     answer = ask(current(load_settings().data_dir), sql)
     match format:
         case Format.TABLE:
-            show(as_table(answer.names, answer.rows))
+            show_table(answer.names, answer.rows)
         case Format.CSV:
             writer = csv.writer(sys.stdout, lineterminator="\n")
             writer.writerow(answer.names)

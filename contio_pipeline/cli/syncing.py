@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from contio_pipeline.cli.common import Verbose, app, as_table, command, show, tell
+from contio_pipeline.cli.common import Verbose, app, command, show_table, tell
 from contio_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def plan(
         print(json.dumps(asdict(found) | {"requests": found.requests}, ensure_ascii=False, indent=1))
         return
     rows = [(part.account, part.stream, part.rows, part.requests, part.what) for part in found.parts]
-    show(as_table(("account", "stream", "rows", "requests", "what"), rows))
+    show_table(("account", "stream", "rows", "requests", "what"), rows)
     more = ", and one for each document that is not known yet" if found.documents_unknown else ""
     print(
         f"\n{found.requests:,} requests{more}: about {_duration(found.minutes)} at {settings.rate_limit:,} requests in "
@@ -186,21 +186,14 @@ def _moment(option: str, text: str) -> datetime:
 
 def print_report(report: SyncReport) -> None:
     """A table per stream, then what is not complete or worth a look, then where the result is."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("account", "stream"):
-        table.add_column(heading, no_wrap=True)
     numbers = ("rows", "inserted", "updated", "deleted", "planned", "requests", "seconds")
-    for heading in numbers:
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
+    rows = []
     for part in report.streams:
         listing, changes = part.listing, part.changes
         counts = (listing.rows, changes.inserted, changes.updated, changes.deleted, part.planned, listing.requests)
         cells = ["-" if count is None else f"{count:,}" for count in counts] + [f"{part.seconds:.1f}"]
-        table.add_row(part.account, part.stream, *cells, "" if listing.complete else "[red]not complete[/]")
-    show(table)
+        rows.append((part.account, part.stream, *cells, "" if listing.complete else "not complete"))
+    show_table(("account", "stream", *numbers, ""), rows, numbers)
     for part in report.streams:
         for warning in part.warnings:
             tell(f"Warning: {part.account} {part.stream}: {warning}", level="WARNING")

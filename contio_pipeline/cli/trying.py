@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from contio_pipeline.cli.common import Verbose, app, as_table, command, show
+from contio_pipeline.cli.common import Verbose, app, command, show_table
 from contio_pipeline.errors import ConfigError
 
 
@@ -30,11 +30,11 @@ def demo(
     generation, summary = run(folder)
     for heading, rows in summary.items():
         print(f"\n{heading}\n")
-        show(as_table(rows[0], [list(row.values()) for row in rows]))
+        show_table(rows[0], [list(row.values()) for row in rows])
     for question, sql in QUESTIONS.items():
         print(f"\n{question}\n")
         answer = ask(generation, sql)
-        show(as_table(answer.names, answer.rows))
+        show_table(answer.names, answer.rows)
     beside_python = Path(sys.executable).with_name("contio-pipeline")
     program = "contio-pipeline" if shutil.which("contio-pipeline") else os.path.relpath(beside_python)
     print(
@@ -85,7 +85,7 @@ def sandbox(
     from contio_pipeline.sandbox.world import World
 
     if faults:
-        show(as_table(("fault", "what goes wrong"), [(name, what.doc) for name, what in NAMED.items()]))
+        show_table(("fault", "what goes wrong"), [(name, what.doc) for name, what in NAMED.items()])
         return
     wrong = []
     for asked in fault or ():
