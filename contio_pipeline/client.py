@@ -67,6 +67,9 @@ _NARROWER = 0.1
 """How much fewer requests at once are tried after an answer that was there before it was wanted; one more after one that
 was not."""
 
+_FASTEST = 250.0
+"""Answers a second that one process takes in; more at once would wait for each other, and look like a slow server."""
+
 _FEW_ANSWERS = 8
 """Over about so many answers the latency is averaged."""
 
@@ -382,7 +385,7 @@ class Client:
     def _first(self, waiting: deque[Future[R]]) -> R:
         """The first result; having to wait for it says that more could be under way."""
         future = waiting.popleft()
-        rate = self._settings.rate_limit / self._settings.rate_window_seconds
+        rate = min(_FASTEST, self._settings.rate_limit / self._settings.rate_window_seconds)
         most = min(_MOST_IN_FLIGHT, max(IN_FLIGHT, 2 * rate * self._latency))
         wanted = self._width - _NARROWER if future.done() else self._width + 1
         self._width = max(_LEAST_IN_FLIGHT, min(most, wanted))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import chain
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -61,7 +62,7 @@ def read_json(body: bytes) -> Any:
     """
     try:
         value = orjson.loads(body)
-        if not _holds_float(value):
+        if not holds_float(value):
             return value
     except orjson.JSONDecodeError:
         pass
@@ -71,17 +72,19 @@ def read_json(body: bytes) -> Any:
         raise BrokenAnswer(f"the API answered a success without valid JSON ({error})") from None
 
 
-def _holds_float(value: Any) -> bool:
-    """Whether there is a float anywhere in a JSON value."""
-    todo: list[Any] = [[value]]
-    while todo:
-        inside = todo.pop()
-        ones = inside.values() if isinstance(inside, dict) else inside
-        kinds = set(map(type, ones))
+def holds_float(value: Any) -> bool:
+    """Whether there is a float anywhere in a JSON value; it is looked at level by level, which is quick where it is wide."""
+    level: list[Any] = [value]
+    while level:
+        kinds = set(map(type, level))
         if float in kinds:
             return True
-        if kinds & _CONTAINERS:
-            todo.extend(one for one in ones if type(one) in _CONTAINERS)
+        inside = (
+            [one.values() if type(one) is dict else one for one in level if type(one) in _CONTAINERS]
+            if kinds & _CONTAINERS
+            else ()
+        )
+        level = list(chain.from_iterable(inside))
     return False
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from contio_pipeline.protocol import holds_float
 from contio_pipeline.streams import Column, Kind
 
 ARROW_TYPES: dict[Kind, pa.DataType] = {
@@ -104,7 +105,8 @@ def _by_column(columns: Sequence[Column], items: Sequence[Any], known: frozenset
         if column.kind == "date":
             arrays.append(pa.array(values, pa.string()))
     texts = [compact_json(extra) if extra else None for extra in extras]
-    hashes = [hashlib.sha256(_canonical(item)).hexdigest() for item in items]
+    canonical = _canonical if holds_float(items) else _canonical_of_finite
+    hashes = [hashlib.sha256(canonical(item)).hexdigest() for item in items]
     return [*arrays, pa.array(texts, pa.string()), pa.array(hashes, pa.string())]
 
 
@@ -210,6 +212,14 @@ def _usable_id(identity: Any) -> bool:
 def _canonical(item: Any) -> bytes:
     """JSON that is equal exactly when the value is: sorted keys, no spaces, UTF-8."""
     return _dump(item, sort_keys=True)
+
+
+def _canonical_of_finite(item: Any) -> bytes:
+    """The same of what holds no float, and so none that has no end: nobody need look at each null whether it was one."""
+    try:
+        return orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return _canonical(item)
 
 
 def compact_json(value: Any) -> str:
