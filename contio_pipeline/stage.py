@@ -77,7 +77,7 @@ class Stage:
             self._waiting.append(batch.rows)
             self._parents_waiting += [parent_id] * batch.rows.num_rows if self.stream.parent else []
             self._rows_waiting += batch.rows.num_rows
-            self._bytes_waiting += batch.rows.nbytes
+            self._bytes_waiting += batch.rows.get_total_buffer_size()
             if self._rows_waiting >= _FLUSH_ROWS or self._bytes_waiting >= _FLUSH_BYTES:
                 self.flush()
         for row in batch.broken:
@@ -98,7 +98,10 @@ class Stage:
             sequence = range(self._sequence + 1, self._sequence + rows.num_rows + 1)
             rows = rows.append_column("_pass", pa.repeat(pa.scalar(self._pass, pa.int64()), rows.num_rows))
             rows = rows.append_column("_sequence", pa.array(sequence, pa.int64()))
-            write_table(rows, path, compression="none", use_dictionary=False)
+            # They are read once, whole, by DuckDB: what serves other readers is left out.
+            write_table(
+                rows, path, compression="none", use_dictionary=False, write_statistics=False, store_schema=False
+            )
         except OSError as error:
             raise StorageError(f"{path} could not be written ({error}): what was committed before stays") from None
         self._paths.append(path)
