@@ -19,6 +19,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -286,11 +287,8 @@ def _publish(
 
 def _files(folder: Path) -> dict[str, list[int]]:
     """Path in a generation -> size and time of change in ns, of all files but the manifest that says this."""
-    return {
-        str(path.relative_to(folder)): [path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(_walk(folder))
-        if path.is_file() and path != folder / "manifest.json"
-    }
+    found = ((os.path.relpath(one.path, folder), one.stat()) for one in _walk(folder) if one.is_file())
+    return {name: [about.st_size, about.st_mtime_ns] for name, about in sorted(found) if name != "manifest.json"}
 
 
 def _fresh_enough(warehouse: Warehouse, before: Generation, now: datetime) -> bool:
@@ -390,17 +388,25 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _make_durable(staging: Path) -> None:
-    """Flush every file and folder, and let readers of this machine read them but nobody write them."""
-    for path in [*_walk(staging), staging]:
-        path.chmod(0o755 if path.is_dir() else 0o444)
-        flush(path)
+    """Flush every file and folder, and let readers of this machine read them but nobody write them.
+
+    A file that nobody may write is one of the generation before, and was flushed with it.
+    """
+    for one in _walk(staging):
+        mode = 0o755 if one.is_dir() else 0o444
+        if stat.S_IMODE(one.stat().st_mode) != mode or one.is_dir():
+            Path(one).chmod(mode)
+            flush(Path(one))
+    staging.chmod(0o755)
+    flush(staging)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _walk(path)
-        yield path
+def _walk(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as inside:
+        for one in inside:
+            if one.is_dir():
+                yield from _walk(one.path)
+            yield one
 
 
 def _flip(data_dir: Path, generation: Path) -> None:

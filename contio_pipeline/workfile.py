@@ -130,6 +130,7 @@ class WorkFile:
         self._version = version
         self._lock = take_lock(data_dir) if lock is None else lock
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._shut = False
         try:
             self._open(origin, migrations)
         except BaseException as error:
@@ -166,15 +167,17 @@ class WorkFile:
         """Close the file and let other processes write."""
         if self._connection:
             self._connection.close()
-            self._connection = None
+        self._connection, self._shut = None, True
         shutil.rmtree(self.spill, ignore_errors=True)
         os.close(self._lock)
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
         """The one connection; used by the thread that opened the warehouse."""
+        if self._shut:
+            raise StorageError("the warehouse is closed")
         if self._connection is None:
-            raise StorageError("the warehouse is closed while it is copied")
+            self._connection = self._connect()
         return self._connection
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
@@ -191,7 +194,7 @@ class WorkFile:
         except _BEYOND_US as error:
             raise self._failed(error) from error
         self.connection.close()
-        self._connection = None
+        self._connection, self._shut = None, True
         try:
             if self.path.with_name(self.path.name + ".wal").exists():
                 raise StorageError(
@@ -199,7 +202,7 @@ class WorkFile:
                 )
             yield self.path
         finally:
-            self._connection = self._connect()
+            self._shut = False
 
     def rewrite(self) -> None:
         """Write the file anew: no byte of a row that was deleted is left in it. It needs as much free space again.
