@@ -88,8 +88,8 @@ _LARGE = 2**20
 
 _TOO_LARGE = f"the API answered with more than {MAX_JSON_BYTES >> 20} MB of JSON"
 
-_M_MMAP_THRESHOLD = -3
-"""The name of a setting in glibc's malloc.h."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""The names of settings in glibc's malloc.h."""
 
 _SLICE = 1024
 """Compressed bytes that are unpacked at once: deflate makes at most 1,032 of one, so this makes at most 1 MB."""
@@ -123,7 +123,8 @@ def new_budgets(
 def _give_back_large_blocks() -> None:
     """Make glibc return freed blocks of a MB or more to the system; by default each thread keeps some tens of MB of them."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries have none
-        mallopt(_M_MMAP_THRESHOLD, 2**20)
+        mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
+        mallopt(_M_TRIM_THRESHOLD, 4 * 2**20)
 
 
 def _hang_up(connection: socket.socket) -> None:

@@ -19,8 +19,8 @@ from contio_pipeline.rows import Batch
 from contio_pipeline.streams import LISTED, Stream
 from contio_pipeline.workfile import SQL_TYPES, column_list, literal, quoted, with_room
 
-_FLUSH_ROWS = 2000
-_FLUSH_BYTES = 4 * 2**20
+_FLUSH_ROWS = 5000
+_FLUSH_BYTES = 8 * 2**20
 
 
 class Stage:
