@@ -382,14 +382,16 @@ class Warehouse(WorkFile):
             accounts: those that were synced just now; of others nobody knows whether they still read a row.
             since: when that sync began.
         """
-        with self.transaction() as connection:
-            for stream in self.streams:
+        for stream in self.streams:
+            gone = "WHERE _deleted_at >= $1 AND _gone_reason = 'not_found'"
+            if not self.query(f"SELECT 1 FROM {stream.table.full_name} {gone} LIMIT 1", [since]):
+                continue
+            with self.transaction() as connection:
                 for table in (stream.table, stream.past):
                     connection.execute(
-                        f"""UPDATE {table.full_name} SET _gone_reason = 'access_lost'
-                            WHERE _deleted_at >= $1 AND _gone_reason = 'not_found' AND id IN (
-                                SELECT id FROM {stream.table.full_name} WHERE _deleted_at IS NULL AND _missing_since IS NULL
-                                AND _account IN (SELECT unnest($2::VARCHAR[])))""",
+                        f"""UPDATE {table.full_name} SET _gone_reason = 'access_lost' {gone} AND id IN (
+                            SELECT id FROM {stream.table.full_name} WHERE _deleted_at IS NULL AND _missing_since IS NULL
+                            AND _account IN (SELECT unnest($2::VARCHAR[])))""",
                         [since, list(accounts)],
                     )
 
