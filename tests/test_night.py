@@ -16,7 +16,7 @@ from conftest import Place, wind_back
 from contio_pipeline.auth import Tokens, TokenStore
 from contio_pipeline.night import Plan, complete_until, listing_pages, plan_night, usual_window
 from contio_pipeline.sandbox.server import Fault
-from contio_pipeline.settings import Settings, midnight
+from contio_pipeline.settings import load_settings, midnight
 from contio_pipeline.streams import SCOPES, STREAMS, Stream, stream_named
 from contio_pipeline.warehouse import Window
 
@@ -77,7 +77,7 @@ def test_how_far_the_listings_leave_no_gap(windows: list[dict[str, Any]], until:
 
 
 def plan(stream: Stream, *windows: dict[str, Any], rows: int = 1_000_000, **settings: Any) -> Plan:
-    return plan_night(Settings(**settings), stream, windows, {"meetings": rows, "action_items": rows}, NOW)
+    return plan_night(load_settings(**settings), stream, windows, {"meetings": rows, "action_items": rows}, NOW)
 
 
 def days(first: str, end: str = "2026-12-28") -> Window:
@@ -116,7 +116,7 @@ def test_no_day_is_left_out_without_a_lookback(until: str) -> None:
 
 def test_days_before_the_first_are_not_listed() -> None:
     assert plan(MEETINGS, whole_until("2026-11-20"), first_day="2026-11-25").window == days("2026-11-25")
-    assert usual_window(Settings(first_day="2026-11-25"), TODAY) == days("2026-11-25")
+    assert usual_window(load_settings(first_day="2026-11-25"), TODAY) == days("2026-11-25")
 
 
 def test_what_was_never_complete_is_listed_whole_but_not_every_night() -> None:
