@@ -24,6 +24,7 @@ help: ## what the targets do
 	@touch $@
 
 install: .venv/installed ## make .venv with the locked dependencies and the contio-pipeline command
+	@$(BIN)/python -m compileall -q contio_pipeline dagster_project # once, also where Python is told to keep no bytecode
 
 demo: install ## sync a year of meetings from a sandbox API into data/demo, by Dagster
 	@$(BIN)/contio-pipeline demo

@@ -343,6 +343,7 @@ def _write_months(
 ) -> None:
     """The table's files; one whose rows are as they were before is the same file, by a hard link."""
     had = before.manifest["fingerprints"].get(table.full_name, {}) if before else {}
+    written: dict[str, str] = {}
     for month in sorted(prints or [UNDATED]):
         part = _folder(table) / f"month={month}" / "part.parquet"
         (staging / part).parent.mkdir(parents=True)
@@ -354,10 +355,14 @@ def _write_months(
             (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {_ROW_GROUP}, ROW_GROUP_SIZE_BYTES '16MB')"""
         with_room(connection, partial(connection.execute, copy))
         if month in prints:
-            written = f"SELECT {_telling(table)} FROM read_parquet({target}, hive_partitioning = false)"
-            [(count, total)] = connection.execute(written).fetchall()
-            if f"{count} {total}" != prints[month]:
-                raise OSError(f"{part} does not hold what was written to it")
+            written[month] = target
+    if written:
+        files = f"[{', '.join(written.values())}], hive_partitioning = true, hive_types_autocast = false"
+        held = connection.execute(f"SELECT month, {_telling(table)} FROM read_parquet({files}) GROUP BY 1").fetchall()
+        found = {month: f"{count} {total}" for month, count, total in held}
+        differ = [month for month in written if found.get(month) != prints[month]]
+        if differ:
+            raise OSError(f"{_folder(table)} does not hold what was written to it: {', '.join(differ)}")
 
 
 def _show_months(view: Table, staging: Path) -> None:
