@@ -100,7 +100,10 @@ class Erasure:
         chosen = f"(SELECT account, id {_WHOLE} = $stream)"
         mine = f"(t._account, t.id) IN {chosen}"
         self._choose(stream.table, mine, stream=stream.name)
-        self._choose(stream.past, mine.replace("whole AND ", ""), stream=stream.name)
+        # What says that a row went stays with a row that stays: it is a copy of it.
+        stays = f"""t._operation = 'delete' AND NOT ({mine}) AND (t._account, t.id, t._hash, t._deleted_at) IN (
+            SELECT _account, id, _hash, _deleted_at FROM {stream.table.full_name})"""
+        self._choose(stream.past, f"{mine.replace('whole AND ', '')} AND NOT ({stays})", stream=stream.name)
         broken = f"t.stream = $stream AND (t._account, t.row_key) IN {chosen}"
         self._choose(QUARANTINE, broken, stream=stream.name)
         self._choose(LISTED, f"t.stream = $stream AND (t.account, t.id) IN {chosen}", stream=stream.name)

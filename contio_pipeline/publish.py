@@ -357,10 +357,12 @@ def _write_months(
         if month in prints:
             written[month] = target
     if written:
-        files = f"[{', '.join(written.values())}], hive_partitioning = true, hive_types_autocast = false"
-        held = connection.execute(f"SELECT month, {_telling(table)} FROM read_parquet({files}) GROUP BY 1").fetchall()
-        found = {month: f"{count} {total}" for month, count, total in held}
-        differ = [month for month in written if found.get(month) != prints[month]]
+        held = " UNION ALL ".join(
+            f"SELECT '{month}', {_telling(table)} FROM read_parquet({target}, hive_partitioning = false)"
+            for month, target in written.items()
+        )
+        found = {month: f"{count} {total}" for month, count, total in connection.execute(held).fetchall()}
+        differ = [month for month in written if found[month] != prints[month]]
         if differ:
             raise OSError(f"{_folder(table)} does not hold what was written to it: {', '.join(differ)}")
 

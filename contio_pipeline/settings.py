@@ -76,8 +76,16 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
+def _split(value: str) -> SplitResult:
+    """The parts of a URL; none where it is none, for what urlsplit says of it would show it."""
+    try:
+        return urlsplit(value)
+    except ValueError:
+        return urlsplit("")
+
+
 def _http_url(value: str) -> str:
-    parts = urlsplit(value)
+    parts = _split(value)
     whole = not any(character.isspace() for character in value)
     if not whole or parts.scheme not in {"https", "http"} or not parts.hostname or not _is_address(parts):
         raise ValueError("must be a URL such as https://api.contio.ai")
@@ -99,7 +107,7 @@ def _is_address(parts: SplitResult) -> bool:
 
 def _redirect_uri(value: str) -> str:
     """The value, unchanged: it must equal what the partner application registered, to the letter."""
-    parts = urlsplit(value)
+    parts = _split(value)
     if parts.scheme == "https":
         _http_url(value)
         return value
@@ -117,14 +125,14 @@ def _flag(value: str) -> bool:
     return value.lower() in _YES
 
 
-def _whole(value: str, least: int = 0, most: int | None = None) -> int:
+def _whole(value: str, least: int = 0, most: int = 10**9) -> int:
     try:
         number = int(value)
     except ValueError:
         raise ValueError("must be a whole number") from None
     if number < least:
         raise ValueError(f"must be greater than or equal to {least}")
-    if most is not None and number > most:
+    if number > most:
         raise ValueError(f"must be less than or equal to {most}")
     return number
 
@@ -179,12 +187,14 @@ def _data_dir(value: str) -> Path:
 
 def _certificates(value: str) -> Path:
     path = _path(value)
-    if not path.is_file():
-        raise ValueError(f"must be a file of PEM certificates; there is none at {path}")
     try:
+        if not path.is_file():
+            raise ValueError(f"must be a file of PEM certificates; there is none at {path}")
         ssl.create_default_context(cafile=path)
-    except (ssl.SSLError, OSError):
+    except ssl.SSLError:
         raise ValueError(f"must be a file of PEM certificates; {path} holds none") from None
+    except OSError as error:
+        raise ValueError(f"must be a file of PEM certificates; {path} cannot be read ({error.strerror})") from None
     return path
 
 
@@ -219,7 +229,7 @@ def _owner(value: str) -> str:
 
 
 def _webhook(value: str) -> Secret:
-    parts = urlsplit(value)
+    parts = _split(value)
     if not (parts.hostname and (parts.scheme == "https" or is_loopback(value))):
         raise ValueError("must be the https address of a webhook")
     return Secret(value)
@@ -358,7 +368,9 @@ def load_settings(**overrides: Any) -> Settings:
         given = _of_file(file) | _named(os.environ)
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
-    given |= {name: str(value) for name, value in overrides.items() if value is not None}  # a secret as plain text
+    for name, value in overrides.items():
+        if value is not None:
+            given[name] = value.reveal() if isinstance(value, Secret) else str(value)
     texts = {"data_dir": "data", "state_dir": str(user_state_path("contio-pipeline", appauthor=False))} | given
     values: dict[str, Any] = {}
     for one in fields(Settings):

@@ -206,7 +206,10 @@ class Stream:
     @property
     def history(self) -> Table:
         """Every version that a sync has seen, the current one too, and when a row went and came back."""
-        doc = f"Every change of raw.{self.name}: the row as it was from `_changed_at` on."
+        doc = (
+            f"Every change of raw.{self.name}: the row as it was from `_changed_at` on. What became of it (`_deleted_at` …) "
+            "stands in its current version and in deletions only."
+        )
         return replace(self.table, name=f"{self.name}_history", doc=doc, shows=(self.table, self.past))
 
 

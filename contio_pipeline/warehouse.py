@@ -177,21 +177,24 @@ class Warehouse(WorkFile):
 
             stage.choose(whole=listing.complete)
             moved = "OR t._parent_id IS DISTINCT FROM s._parent_id" if stream.parent else ""
+            under = "s._parent_id AS _under," if stream.parent else ""
             run(f"""
                 CREATE OR REPLACE TEMP TABLE operations AS
-                SELECT s._sequence, t.rowid AS _target, t._first_seen_at,
+                SELECT s._sequence, t.rowid AS _target, t._first_seen_at, {under}
                     CASE WHEN t.id IS NULL THEN 'insert' WHEN t._deleted_at IS NOT NULL THEN 'undelete'
                         WHEN t._hash <> s._hash THEN 'update' ELSE 'same' END AS _found,
                     _found <> 'same' AS _written,
                     NOT _written AND (t._missing_since IS NOT NULL OR t._window_blind {moved}) AS _seen_again
                 FROM chosen s LEFT JOIN {table} t ON t._account = $account AND t.id = s.id""")
             counts = dict(run("SELECT _found, count(*) FROM operations GROUP BY 1"))
-            under = ", _parent_id = s._parent_id" if stream.parent else ""
             run(f"""
-                UPDATE {table} t SET _missing_since = NULL, _window_blind = false{under}
-                FROM operations o JOIN chosen s USING (_sequence) WHERE o._seen_again AND t.rowid = o._target""")
+                UPDATE {table} t SET _missing_since = NULL, _window_blind = false{", _parent_id = o._under" if under else ""}
+                FROM operations o WHERE o._seen_again AND t.rowid = o._target""")
             replaced = f"FROM {table} WHERE rowid IN (SELECT _target FROM operations WHERE _written)"
-            run(f"INSERT INTO {stream.past.full_name} BY NAME SELECT * {replaced}")
+            run(f"""
+                INSERT INTO {stream.past.full_name} BY NAME
+                SELECT * REPLACE (NULL::TIMESTAMPTZ AS _missing_since, NULL::TIMESTAMPTZ AS _deleted_at, NULL AS _gone_reason,
+                    false AS _window_blind) {replaced}""")
             run(f"DELETE {replaced}")
             if counts.keys() - {"same"}:
                 run(f"""

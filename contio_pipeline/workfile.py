@@ -48,14 +48,16 @@ def _histories_without_what_is_current(connection: duckdb.DuckDBPyConnection) ->
             CREATE TEMP TABLE current AS SELECT _account, id, max(rowid) AS place FROM {changes}
             WHERE _operation <> 'delete' GROUP BY ALL""")
         connection.execute(f"""
-            UPDATE {table} t SET _operation = h._operation, _run_id = h._run_id
+            UPDATE {table} t SET _operation = h._operation, _run_id = h._run_id, _changed_at = h._changed_at
             FROM current c JOIN {changes} h ON h.rowid = c.place WHERE t._account = c._account AND t.id = c.id""")
         # Where the history was forgotten.
         connection.execute(f"UPDATE {table} SET _operation = 'insert' WHERE _operation IS NULL")
         connection.execute(f"CREATE TABLE {past} AS FROM {table} LIMIT 0")
         connection.execute(f"""
             INSERT INTO {past} BY NAME
-            SELECT h.*, t._first_seen_at, CASE WHEN h._operation = 'delete' THEN h._changed_at END AS _deleted_at
+            SELECT h.*, t._first_seen_at, false AS _window_blind,
+                CASE WHEN h._operation = 'delete' THEN h._changed_at END AS _deleted_at,
+                CASE WHEN h._operation = 'delete' AND h._changed_at = t._deleted_at THEN t._gone_reason END AS _gone_reason
             FROM {changes} h JOIN {table} t USING (_account, id)
             WHERE h.rowid NOT IN (SELECT place FROM current)""")
         connection.execute(f"DROP TABLE {changes}")

@@ -36,6 +36,22 @@ def call(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> 
     return done
 
 
+@pytest.mark.synced
+def test_one_long_cell_does_not_pad_the_others(place: Place) -> None:
+    sql = "SELECT if(i = 7, repeat('x', 100000), 'é') AS long, i AS number FROM range(1000) t(i)"
+    told = call("query", sql, env=place.environment).stdout.splitlines()
+    assert len(told) == 1001
+    assert told[1] == "é" + " " * 199 + "       0"
+    assert sum(map(len, told)) < 400_000
+
+
+@pytest.mark.synced
+def test_closed_streams_do_not_keep_a_sync_from_its_work(place: Place) -> None:
+    for closed in ("2>&-", ">&-", ">&- 2>&-"):
+        command = f"exec {sys.executable} -m contio_pipeline sync --account ana --stream meetings {closed}"
+        assert subprocess.run(["sh", "-c", command], env=place.environment, check=False).returncode == 0, closed
+
+
 def test_sync_status_and_query_agree_with_the_api(place: Place) -> None:
     done = call("sync", env=place.environment)
     assert done.returncode == 0, done.stderr

@@ -20,11 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Place
 from test_cli import call
+from test_warehouse import MEETINGS, commit
 from truth import check
 
 from contio_pipeline import forget as module
 from contio_pipeline.auth import TokenStore
 from contio_pipeline.doctor import examine
+from contio_pipeline.erase import Erasure
 from contio_pipeline.errors import ConfigError, StorageError
 from contio_pipeline.forget import _mentioned, _pattern, forget
 from contio_pipeline.streams import META, tables
@@ -398,3 +400,19 @@ def test_an_address_is_found_across_the_pieces_in_which_a_file_is_read(
     ):
         path.write_text("e" * (8192 + shift - 1) + " " + before + address + after + " e" * 6000)
         assert _mentioned(path, "ann@x.com") is expected
+
+
+def test_of_a_row_that_stays_it_stays_known_that_it_went(tmp_path: Path) -> None:
+    days = [datetime(2026, 11, day, tzinfo=UTC) for day in (1, 2, 3, 4)]
+    with Warehouse(tmp_path, origin="https://api.example.com") as warehouse:
+        for day, title in zip(days, ("for zoe@x.y", "harmless"), strict=False):
+            commit(warehouse, [{"id": "a", "title": title}], now=day)
+        commit(warehouse, [], now=days[2])
+        warehouse.settle(MEETINGS, "ana", gone={"a": "not_found"}, run_id="gone", now=days[3])
+        with warehouse.transaction():
+            erasure = Erasure(warehouse)
+            erasure.choose_mentions("zoe@")
+            assert erasure.rows() == {"raw.meetings_past": 1}
+            erasure.erase()
+        told = warehouse.query("SELECT _operation, title, _changed_at FROM raw.meetings_history ORDER BY _changed_at")
+    assert [tuple(row.values()) for row in told] == [("update", "harmless", days[1]), ("delete", "harmless", days[3])]

@@ -316,6 +316,15 @@ def test_a_copied_folder_is_read_anywhere(warehouse: Warehouse, tmp_path: Path) 
         assert connection.execute("SELECT count(*) FROM raw.meetings").fetchall() == [(3,)]
 
 
+@pytest.mark.parametrize("folder", ["month=5", "_account=3", "a[b]*"])
+def test_a_folder_of_any_name_can_be_published_to(folder: str, tmp_path: Path) -> None:
+    with Warehouse(tmp_path / folder / "data", origin=ORIGIN) as opened:
+        commit(opened, [row("a", "2026-01-31T23:59:59.9Z"), row("b", None)])
+        generation, new = publish(opened, NOW)
+    assert new
+    assert parts(generation.folder).keys() == {"month=2026-01", "month=undated"}
+
+
 def test_parquet_that_does_not_hold_the_tables_rows_is_never_published(
     warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:

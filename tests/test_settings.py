@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from contio_pipeline.errors import ConfigError
-from contio_pipeline.settings import Settings, is_loopback, load_settings, midnight
+from contio_pipeline.settings import Secret, Settings, is_loopback, load_settings, midnight
 
 SECRET = "cto_secret_do_not_show"
 
@@ -89,7 +89,7 @@ VARIABLES = {
         Path("data"), {"elsewhere": Path("elsewhere"), "/srv/contio/../data": Path("/srv/data")}, ("what?", "a\\\\b")
     ),
     "state_dir": Variable(None, {"tokens": Path("tokens"), "/var/lib/contio": Path("/var/lib/contio")}),
-    "rate_limit": Variable(1000, {"1": 1, "300": 300}, ("0", "-5", "many", "1.5")),
+    "rate_limit": Variable(1000, {"1": 1, "300": 300}, ("0", "-5", "many", "1.5", "9" * 400)),
     "rate_window_seconds": Variable(300, {"0.5": 0.5, "86400": 86_400}, ("0", "-1", "86401", "nan", "inf", "5m")),
     "timeout_seconds": Variable(30, {"0.2": 0.2, "3600": 3600}, ("0", "-1", "3601", "nan", "soon")),
     "retry_seconds": Variable(600, {"0": 0, "86400": 86_400}, ("-1", "86401", "nan", "never")),
@@ -231,6 +231,24 @@ def test_a_file_of_certificates_must_hold_some(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("CONTIO_CA_BUNDLE", "notes.txt")
     with pytest.raises(ConfigError, match=r"^CONTIO_CA_BUNDLE must be a file of PEM certificates"):
         load_settings()
+
+
+def test_certificates_that_cannot_be_read_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTIO_CA_BUNDLE", "a" * 300)  # longer than a name may be
+    with pytest.raises(ConfigError, match=r"^CONTIO_CA_BUNDLE must be a file of PEM certificates; .* cannot be read"):
+        load_settings()
+
+
+@pytest.mark.parametrize("name", ["api_url", "redirect_uri", "alert_url"])
+def test_a_url_that_cannot_be_taken_apart_is_not_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(env(name), f"https://u:{SECRET}℀w@x.y/z")
+    with pytest.raises(ConfigError, match=f"^{env(name)} must be") as refused:
+        load_settings()
+    assert SECRET not in str(refused.value)
+
+
+def test_a_secret_may_be_given_as_one() -> None:
+    assert load_settings(client_secret=Secret(SECRET)).client_secret == Secret(SECRET)
 
 
 @pytest.mark.parametrize("source", ["environment", "file"])

@@ -127,6 +127,39 @@ def test_children_are_expected_under_the_parents_that_were_listed(warehouse: War
     assert commit(warehouse, [], stream=DOCUMENTS, scope=Scope(parents=("m2",))).missing == ["y"]
 
 
+def test_rows_that_are_kept_as_they_are_stored_stay_under_their_own_parents(warehouse: Warehouse) -> None:
+    for parent in ("m1", "m2"):
+        rows = [{"id": f"{parent}-{number}"} for number in range(3)]
+        commit(warehouse, rows, stream=DOCUMENTS, parent=parent, scope=Scope(parents=(parent,)))
+    commit(warehouse, [], stream=DOCUMENTS, scope=Scope(parents=("m1", "m2")))  # all of them are missing
+    before = warehouse.query("SELECT id, _parent_id FROM raw.context_documents ORDER BY id")
+    stage = warehouse.stage(DOCUMENTS)
+    stage.begin_pass()
+    stage.accept()
+    stage.keep("ana", [row["id"] for row in before])
+    changes = warehouse.commit(stage, "ana", Window(), Listing(), Scope(), "run", NOW)
+    assert (changes.unchanged, changes.missing) == (6, [])
+    assert warehouse.query("SELECT id, _parent_id FROM raw.context_documents ORDER BY id") == before
+    assert warehouse.query("SELECT count(*) AS n FROM raw.context_documents WHERE _missing_since IS NOT NULL") == [
+        {"n": 0}
+    ]
+
+
+def test_what_became_of_a_row_is_told_of_its_current_version_and_of_deletions_only(warehouse: Warehouse) -> None:
+    commit(warehouse, [{"id": "a", "title": "one"}])
+    changes = commit(warehouse, [], now=NOW + timedelta(days=1))
+    gone = dict.fromkeys(changes.missing, "not_found")
+    warehouse.settle(MEETINGS, "ana", gone=gone, run_id="gone", now=NOW + timedelta(days=2))
+    commit(warehouse, [{"id": "a", "title": "one"}], now=NOW + timedelta(days=3))
+    told = warehouse.query("FROM raw.meetings_history ORDER BY _changed_at")
+    assert [(row["_operation"], row["_gone_reason"], row["_missing_since"]) for row in told] == [
+        ("insert", None, None),
+        ("delete", "not_found", None),
+        ("undelete", None, None),
+    ]
+    assert [row["_deleted_at"] for row in told] == [None, NOW + timedelta(days=2), None]
+
+
 def test_a_broken_row_counts_as_seen(warehouse: Warehouse) -> None:
     commit(warehouse, [{"id": "a", "title": "good"}])
     changes = commit(warehouse, [{"id": "a", "title": 5}])
@@ -250,6 +283,9 @@ def test_a_history_that_held_the_current_versions_too_tells_the_same_afterwards(
             )
         commit(opened, [{"id": "a", "title": "another's"}], account="bo")
         before, rows = opened.query(told), opened.query("FROM raw.meetings ORDER BY ALL")
+        commit(opened, [{"id": "d"}], stream=DOCUMENTS, parent="m1", now=NOW)
+        documents = "SELECT id, _hash, _operation, _changed_at FROM raw.context_documents_history"
+        document = opened.query(documents)
         assert {row["_operation"] for row in before} == {"insert", "update", "delete", "undelete"}
         for stream in STREAMS:
             payload = ", ".join(f'"{column.name}"' for column in stream.payload_columns)
@@ -262,8 +298,17 @@ def test_a_history_that_held_the_current_versions_too_tells_the_same_afterwards(
                 ALTER TABLE {stream.table.full_name} DROP COLUMN _run_id""")
             opened.connection.execute(f"DROP TABLE {stream.past.full_name}")
         opened.connection.execute("UPDATE ops.meta SET value = '1' WHERE key = 'schema_version'")
+        opened.connection.execute(
+            "UPDATE raw.context_documents SET _changed_at = now(), _parent_id = 'm2'"
+        )  # it had moved
     with Warehouse(tmp_path, origin=ORIGIN) as opened:
         assert opened.query(told) == before
+        assert opened.query(documents) == document
+        deletions = opened.query(
+            "SELECT _gone_reason, _deleted_at FROM raw.meetings_history WHERE _operation = 'delete'"
+        )
+        assert {row["_gone_reason"] for row in deletions} <= {"not_found", None}
+        assert all(row["_deleted_at"] for row in deletions)
         columns = ", ".join(f'"{name}"' for name in rows[0])
         assert opened.query(f"SELECT {columns} FROM raw.meetings ORDER BY ALL") == rows
         assert commit(opened, [{"id": "a", "title": "A"}, {"id": "b", "title": "B"}]).unchanged == 2

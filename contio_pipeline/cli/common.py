@@ -106,20 +106,24 @@ def shown(value: Any) -> str:
     return "".join(c if c.isprintable() or c == "\u200d" else " " for c in text)  # the joiner makes one emoji of two
 
 
+_WIDEST = 200
+"""To which others are padded; a longer cell stands out."""
+
+
 def show_table(names: Iterable[str], rows: Iterable[Sequence[Any]], numbers: Collection[str] = ()) -> None:
     """Print rows in columns, numbers to the right, and the columns that are named in `numbers`; None is blank.
 
-    On a terminal long cells are folded; elsewhere nothing is.
+    On a terminal long cells are folded, or cut where `numbers` makes it a report; elsewhere nothing is.
     """
-    names, found = list(names), [list(row) for row in rows]
+    names, found = list(map(shown, names)), [list(row) for row in rows]
     right = [
         name in numbers
         or any(isinstance(row[at], int | float | Decimal) and not isinstance(row[at], bool) for row in found)
         for at, name in enumerate(names)
     ]
     cells = [["" if value is None else shown(value) for value in row] for row in found]
-    if not sys.stdout.isatty():
-        widths = [max(map(_width, column)) for column in zip(names, *cells, strict=True)]
+    if not (sys.stdout and sys.stdout.isatty()):
+        widths = [min(_WIDEST, max(map(_width, column))) for column in zip(names, *cells, strict=True)]
         for line in (names, *cells):
             print("  ".join(_justified(*cell) for cell in zip(line, widths, right, strict=True)).rstrip())
         return
@@ -129,7 +133,12 @@ def show_table(names: Iterable[str], rows: Iterable[Sequence[Any]], numbers: Col
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, number in zip(names, right, strict=True):
-        table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
+        table.add_column(
+            Text(name),
+            justify="right" if number else "left",
+            overflow="ellipsis" if numbers else "fold",
+            no_wrap=bool(numbers),
+        )
     for row in cells:
         table.add_row(*map(Text, row))
     Console().print(table)

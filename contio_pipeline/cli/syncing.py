@@ -217,7 +217,7 @@ class _Progress:
     """Shows on standard error how a sync goes on: a bar on a terminal, a line per stream elsewhere."""
 
     def __init__(self) -> None:
-        self._bar = _bar() if sys.stderr.isatty() else None
+        self._bar = _bar() if sys.stderr and sys.stderr.isatty() else None  # it is None when the caller closed it
         self._what = ""
         self._said = -_A_MINUTE
 
