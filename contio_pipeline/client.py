@@ -121,7 +121,10 @@ def new_budgets(
 
 
 def _give_back_large_blocks() -> None:
-    """Make glibc return freed blocks of a MB or more to the system; by default each thread keeps some tens of MB of them."""
+    """Make glibc return large freed blocks to the system, of which each thread keeps some tens of MB by default.
+
+    Not those that a usual page is parsed in: to get their memory again takes a twentieth of a sync.
+    """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries have none
         mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
         mallopt(_M_TRIM_THRESHOLD, 4 * 2**20)

@@ -64,7 +64,8 @@ def _histories_without_what_is_current(connection: duckdb.DuckDBPyConnection) ->
         connection.execute("DROP TABLE temp.current")
 
 
-MIGRATIONS: Mapping[int, Callable[[duckdb.DuckDBPyConnection], object]] = {1: _histories_without_what_is_current}
+Migration = Callable[[duckdb.DuckDBPyConnection], object]
+MIGRATIONS: Mapping[int, Migration] = {1: _histories_without_what_is_current}
 """What makes version `key + 1` of a warehouse of version `key`, run inside one transaction."""
 
 _ROW_GROUP = 16384
@@ -122,7 +123,7 @@ class WorkFile:
         origin: str | None,
         streams: tuple[Stream, ...] = STREAMS,
         version: int = SCHEMA_VERSION,
-        migrations: Mapping[int, Callable[[duckdb.DuckDBPyConnection], object]] = MIGRATIONS,
+        migrations: Mapping[int, Migration] = MIGRATIONS,
         lock: int | None = None,
     ) -> None:
         """See the class; `lock` is what `take_lock` returned, where the caller had to have it before."""
@@ -250,9 +251,7 @@ class WorkFile:
 
     # Opening ------------------------------------------------------------------------------------------------------------
 
-    def _open(
-        self, origin: str | None, migrations: Mapping[int, Callable[[duckdb.DuckDBPyConnection], object]]
-    ) -> None:
+    def _open(self, origin: str | None, migrations: Mapping[int, Migration]) -> None:
         shutil.rmtree(self.spill, ignore_errors=True)  # of a process that was killed
         if not self.path.exists():
             self._create()
