@@ -12,8 +12,9 @@ import ssl
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -651,6 +652,18 @@ def test_as_many_pages_are_under_way_at_once_as_the_latency_wants_and_the_budget
     client = new_client(rate_limit=limit)
     assert len(list(client.pages("ana", "action-items", {}, parallel=parallel))) > 5 * IN_FLIGHT
     assert max(under_way) in most
+
+
+@pytest.mark.parametrize(("latency", "most"), [(0.005, IN_FLIGHT), (0.02, 10), (1.0, 16)])
+def test_no_more_are_under_way_than_one_process_takes_in(latency: float, most: int, new_client: NewClient) -> None:
+    """However much the budget feeds: threads that wait for each other look like a slow server."""
+    client = new_client(rate_limit=1_000_000)
+    for _ in range(40):  # each had to be waited for
+        late: Future[int] = Future()
+        threading.Timer(0.001, late.set_result, [1]).start()
+        client._latency = latency
+        client._first(deque([late]))
+    assert int(client._width) == most
 
 
 def test_answers_that_are_there_in_time_let_fewer_be_under_way(sandbox: Sandbox, new_client: NewClient) -> None:
