@@ -246,7 +246,7 @@ def restore(settings: Settings, folder: Path, *, replace: bool, now: datetime) -
         raise
     with Warehouse(settings.data_dir, origin=None, lock=lock) as warehouse:
         try:
-            generation, _new = publish(warehouse, now, keep=Keep.asked_for(settings))
+            generation, _new = publish(warehouse, now, keep=Keep.asked_for(settings), zone=settings.timezone)
         except StorageError as error:
             raise StorageError(
                 f"the warehouse is restored, but not published yet ({error}): see to that, then run contio-pipeline publish"

@@ -174,7 +174,7 @@ def _files(settings: Settings, warehouse: Warehouse, found: Forgotten, now: date
     warehouse.rewrite()
     for copy in found.copies:
         copy.unlink()
-    generation, _new = publish(warehouse, now, anew=True, whole=False)
+    generation, _new = publish(warehouse, now, anew=True, whole=False, zone=settings.timezone)
     for folder in [folder for folder in generations(settings.data_dir) if folder.name != generation.name]:
         shutil.rmtree(folder)
     (settings.data_dir / _UNFINISHED).unlink()

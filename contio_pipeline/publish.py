@@ -6,6 +6,7 @@ What lives here: building, flipping, collecting and finding generations. What ne
     <generation>/contio.duckdb                              a copy of the warehouse, self-contained
     <generation>/parquet/raw/<table>/month=YYYY-MM/part.parquet   (month=undated where a row has no month; a history's files
                                                                    are those of its tables: part.parquet, part-1.parquet)
+    <generation>/parquet/mart/<mart>/part.parquet
     <generation>/manifest.json
 
 A generation is built in a staging folder outside the published tree, flushed to disk, renamed into place, and only then
@@ -22,11 +23,11 @@ import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from datetime import UTC, date, datetime, timedelta
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import duckdb
 
@@ -34,6 +35,7 @@ from contio_pipeline import __version__
 from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
 from contio_pipeline.folders import flush, private_file
 from contio_pipeline.integrity import MEND, contradictions
+from contio_pipeline.marts import MARTS
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import RUNS, Table, tables
 from contio_pipeline.warehouse import Warehouse
@@ -191,6 +193,7 @@ def publish(
     anew: bool = False,
     whole: bool = True,
     keep: Keep = Keep(),
+    zone: str = "UTC",
 ) -> tuple[Generation, bool]:
     """Make what the warehouse holds readable.
 
@@ -200,6 +203,7 @@ def publish(
         anew: make a generation also when nothing changed.
         whole: refuse tables that contradict themselves.
         keep: which of those before stay.
+        zone: IANA name of the time zone in which days of the marts are local.
 
     Returns:
         The current generation, and whether it is a new one: nothing changed makes none.
@@ -219,7 +223,7 @@ def publish(
         raise StorageError(told)
     (data_dir / _REFUSED).unlink(missing_ok=True)
     try:
-        return _publish(warehouse, data_dir, prints, now, anew=anew, keep=keep)
+        return _publish(warehouse, data_dir, prints, now, anew=anew, keep=keep, zone=zone)
     except (OSError, duckdb.Error) as error:
         raise StorageError(
             f"publishing to {data_dir} failed ({error}): the current generation stays as it was"
@@ -227,7 +231,14 @@ def publish(
 
 
 def _publish(
-    warehouse: Warehouse, data_dir: Path, prints: dict[str, dict[str, str]], now: datetime, *, anew: bool, keep: Keep
+    warehouse: Warehouse,
+    data_dir: Path,
+    prints: dict[str, dict[str, str]],
+    now: datetime,
+    *,
+    anew: bool,
+    keep: Keep,
+    zone: str,
 ) -> tuple[Generation, bool]:
     if (data_dir / "current").exists() and not (data_dir / "current").is_symlink():
         raise StorageError(
@@ -241,7 +252,7 @@ def _publish(
             "%s is not as it was published (copied without its times, changed or damaged): it is replaced",
             before.folder,
         )
-    comparable = intact and before and before.manifest["fingerprints_of"] == _maker()
+    comparable = intact and before and before.manifest["fingerprints_of"] == _maker(zone)
     same = before and comparable and before.manifest["fingerprints"] == prints
     if before and same and not anew and _fresh_enough(warehouse, before, now):
         return before, False
@@ -253,6 +264,8 @@ def _publish(
     staging.mkdir(parents=True, mode=0o700)
     with warehouse.closed_file() as file:
         shutil.copyfile(file, staging / DATABASE)
+    today = now.astimezone(ZoneInfo(zone)).date()
+    _make_marts(staging / DATABASE, zone, today)
     with duckdb.connect(staging / DATABASE, read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         frugal(connection)
@@ -266,12 +279,15 @@ def _publish(
             [(rows[table.full_name],)] = connection.execute(f"SELECT count(*) FROM {table.full_name}").fetchall()
             if table.schema == "raw":
                 _write_months(connection, table, staging, prints[table.full_name], before if comparable else None)
+        rows |= _write_marts(
+            connection, staging, before if comparable and before and _same_marts(before, prints, zone, today) else None
+        )
     manifest = {
         "generation": name,
         "published_at": now.isoformat(),
         "rows": rows,
         "versions": {"contio-pipeline": __version__, "duckdb": duckdb.__version__},
-        "fingerprints_of": _maker(),
+        "fingerprints_of": _maker(zone),
         "fingerprints": prints,
         "files": _files(staging),
     }
@@ -301,9 +317,15 @@ def _fresh_enough(warehouse: Warehouse, before: Generation, now: datetime) -> bo
     return not unseen or now - before.published_at < _FRESH
 
 
-def _maker() -> str:
+def _maker(zone: str) -> str:
     """What fingerprints and Parquet files depend on besides the rows: hashes change between DuckDB versions."""
-    return f"duckdb {duckdb.__version__}, contio-pipeline {__version__}"
+    return f"duckdb {duckdb.__version__}, contio-pipeline {__version__}, {zone}"
+
+
+def _same_marts(before: Generation, prints: dict[str, dict[str, str]], zone: str, today: date) -> bool:
+    """Whether all that marts are made of is as it was: rows, and the day."""
+    had = before.manifest["fingerprints"]
+    return before.published_at.astimezone(ZoneInfo(zone)).date() == today and had == prints
 
 
 def _fingerprints(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[str, str]:
@@ -352,12 +374,9 @@ def _write_months(
         if before and had.get(month) == prints.get(month) and (before.folder / part).is_file():
             _link_or_copy(before.folder / part, staging / part)
             continue
-        target = literal(str(staging / part))
-        copy = f"""COPY (SELECT * FROM {table.full_name} WHERE {_within(table, month)}) TO {target}
-            (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {_ROW_GROUP}, ROW_GROUP_SIZE_BYTES '16MB')"""
-        with_room(connection, partial(connection.execute, copy))
+        _copy(connection, f"FROM {table.full_name} WHERE {_within(table, month)}", staging / part)
         if month in prints:
-            written[month] = target
+            written[month] = literal(str(staging / part))
     if written:
         held = " UNION ALL ".join(
             f"SELECT '{month}', {_telling(table)} FROM read_parquet({target}, hive_partitioning = false)"
@@ -367,6 +386,42 @@ def _write_months(
         differ = [month for month in written if found[month] != prints[month]]
         if differ:
             raise OSError(f"{_folder(table)} does not hold what was written to it: {', '.join(differ)}")
+
+
+def _make_marts(database: Path, zone: str, today: date) -> None:
+    """Put the marts' views and what they mean into the copy that is to be published."""
+    with duckdb.connect(database) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("BEGIN")
+        connection.execute("CREATE OR REPLACE SCHEMA mart")
+        for mart in MARTS:
+            connection.execute(f"CREATE VIEW {mart.full_name} AS {mart.select(zone, today)}")
+            connection.execute(f"COMMENT ON VIEW {mart.full_name} IS {literal(mart.doc)}")
+            for field in mart.fields:
+                connection.execute(f"COMMENT ON COLUMN {mart.full_name}.{quoted(field.name)} IS {literal(field.doc)}")
+        connection.execute("COMMIT")
+        connection.execute("CHECKPOINT")
+
+
+def _write_marts(connection: duckdb.DuckDBPyConnection, staging: Path, same: Generation | None) -> dict[str, int]:
+    """A file for each mart; where nothing that it is made of changed, the one that was. Returns mart -> rows."""
+    rows = {}
+    for mart in MARTS:
+        part = Path("parquet") / "mart" / mart.name / "part.parquet"
+        (staging / part).parent.mkdir(parents=True)
+        if same and (same.folder / part).is_file():
+            _link_or_copy(same.folder / part, staging / part)
+            rows[mart.full_name] = same.manifest["rows"][mart.full_name]
+        else:
+            [(rows[mart.full_name],)] = _copy(connection, f"FROM {mart.full_name}", staging / part)
+    return rows
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, select: str, target: Path) -> list[tuple[int]]:
+    """Write what a statement selects to a Parquet file; returns DuckDB's answer: how many rows."""
+    copy = f"""COPY ({select}) TO {literal(str(target))}
+        (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {_ROW_GROUP}, ROW_GROUP_SIZE_BYTES '16MB')"""
+    return with_room(connection, lambda: connection.execute(copy).fetchall())
 
 
 def _show_months(view: Table, staging: Path) -> None:

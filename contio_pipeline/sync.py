@@ -259,7 +259,7 @@ class Run:
         self._work.listener.publishing()
         report = self.report
         keep = Keep.asked_for(self.settings)
-        generation, new = publish(self._work.warehouse, datetime.now(UTC), keep=keep)
+        generation, new = publish(self._work.warehouse, datetime.now(UTC), keep=keep, zone=self.settings.timezone)
         report.generation, report.new_generation = generation, new
         report.requests = self._work.client.traffic.requests
         report.seconds = time.monotonic() - self._begun

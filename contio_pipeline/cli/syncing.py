@@ -298,5 +298,7 @@ def publish(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback do
     if not (settings.data_dir / "warehouse.duckdb").exists():
         raise ConfigError(f"there is no warehouse in {settings.data_dir} yet: run contio-pipeline sync")
     with Warehouse(settings.data_dir, origin=None) as warehouse:
-        generation, new = make_generation(warehouse, datetime.now(UTC), keep=Keep.asked_for(settings))
+        generation, new = make_generation(
+            warehouse, datetime.now(UTC), keep=Keep.asked_for(settings), zone=settings.timezone
+        )
     print(f"{'Published' if new else 'Nothing changed; still published'}: {generation.folder}")

@@ -1,0 +1,588 @@
+"""The marts: what an analyst asks of, made of the raw tables; each a view, its columns and their meaning, as data.
+
+What lives here: SQL that reads `raw` and `ops`, and the sentences that explain it. What never does: running it, files, settings.
+
+In `raw` a meeting that three people see is three rows, and a merged meeting has two ids. In `mart` a thing is one row, whoever
+sees it: the newest version that an account sees, under the id that is in use. It is gone only when no account sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+
+from contio_pipeline.workfile import literal
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One column of a mart: its name, DuckDB's type, and what it means, with its unit."""
+
+    name: str
+    type: str
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mart:
+    """One mart.
+
+    Attributes:
+        name: of the view in the schema `mart`, and of its Parquet folder.
+        doc: what one row is.
+        fields: its columns, in order.
+        sql: makes the SELECT of the time zone in which days are local, and of today (both as SQL).
+    """
+
+    name: str
+    doc: str
+    fields: tuple[Field, ...]
+    sql: Callable[[str, str], str]
+
+    @property
+    def full_name(self) -> str:
+        """`mart.name`, as SQL writes it."""
+        return f"mart.{self.name}"
+
+    def select(self, zone: str, today: date) -> str:
+        """The statement of the view.
+
+        Args:
+            zone: IANA name of the time zone of local days.
+            today: the local day of the publication.
+        """
+        return self.sql(literal(zone), f"DATE {literal(today.isoformat())}")
+
+
+def _fields(**fields: tuple[str, str]) -> tuple[Field, ...]:
+    return tuple(Field(name, kind, doc) for name, (kind, doc) in fields.items())
+
+
+_IN_USE = (
+    """aliases AS (SELECT id AS old_id, max(redirect_to_meeting_id) AS new_id FROM raw.meeting_aliases GROUP BY ALL)"""
+)
+"""SQL of a common table: what became of the id of a meeting that was merged into another, whichever account told."""
+
+_SEEN = ("VARCHAR[]", "The accounts that see it now, sorted; empty when it is gone.")
+_DELETED = ("TIMESTAMP WITH TIME ZONE", "When the last account lost sight of it; NULL while one sees it.")
+
+
+def _one_row_each(table: str, key: str = "t.id", joins: str = "", where: str = "true") -> str:
+    """SQL of a common table `best`: of each key the newest version that is seen, who sees it, since when nobody does.
+
+    Which one it is, is decided without its texts, so that DuckDB needs little memory.
+    """
+    newest = "NULL::TIMESTAMPTZ" if table == "calendar_events" else "t.updated_at"
+    return f"""versions AS (
+            SELECT {key} AS key, t.rowid AS place, t._account, t._deleted_at AS gone_at, t.id <> {key} AS is_old,
+                coalesce(-epoch_us({newest}), 9223372036854775807) AS age, -epoch_us(t._changed_at) AS told
+            FROM raw.{table} t {joins} WHERE {where}
+        ),
+        chosen AS (
+            SELECT key, arg_min(place, (gone_at IS NOT NULL, is_old, age, told, _account)) AS place,
+                coalesce(list_sort(list_distinct(list(_account) FILTER (gone_at IS NULL))), []) AS seen_by,
+                CASE WHEN count(*) FILTER (gone_at IS NULL) = 0 THEN max(gone_at) END AS lost_at
+            FROM versions GROUP BY key
+        ),
+        best AS (SELECT chosen.*, t.* FROM chosen JOIN raw.{table} t ON t.rowid = chosen.place)"""
+
+
+def _meetings(zone: str, _today: str) -> str:
+    rows = _one_row_each(
+        "meetings",
+        "coalesce(new_id, t.id)",
+        "LEFT JOIN aliases ON old_id = t.id",
+        "t._gone_reason IS DISTINCT FROM 'merged'",
+    )
+    return f"""
+        WITH {_IN_USE}, {rows}
+        SELECT key AS id, title, summary_notes, start_time, end_time, status,
+            {_day("start_time", zone)} AS local_date,
+            CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,
+            workspace_id, created_by_user_id, calendar_event_id, created_at, updated_at, seen_by, lost_at AS deleted_at
+        FROM best"""
+
+
+def _action_items(zone: str, _today: str) -> str:
+    return f"""
+        WITH {_IN_USE}, {_one_row_each("action_items")}
+        SELECT key AS id, coalesce(new_id, meeting_id) AS meeting_id, assigned_to_user_id, title, description, status,
+            is_completed, due_date, completed_at, {_day("completed_at", zone)} AS completed_local_date,
+            {_day("created_at", zone)} AS created_local_date,
+            CASE WHEN completed_at >= created_at THEN epoch(completed_at - created_at) / 86400 END AS days_to_complete,
+            created_at, updated_at, seen_by, lost_at AS deleted_at
+        FROM best LEFT JOIN aliases ON old_id = meeting_id"""
+
+
+def _day(moment: str, zone: str) -> str:
+    """SQL of the local day; NULL where that lies outside of the years that dates have in most languages."""
+    within = "BETWEEN TIMESTAMPTZ '0001-01-02 00:00:00+00' AND TIMESTAMPTZ '9999-12-30 00:00:00+00'"
+    return f"CASE WHEN {moment} {within} THEN CAST({moment} AT TIME ZONE {zone} AS DATE) END"
+
+
+_LINKED = """coalesce(CASE WHEN json_type(linked_meetings) = 'ARRAY' THEN linked_meetings ->> '$[0]' END, meeting_id)"""
+
+
+def _calendar_events(zone: str, _today: str) -> str:
+    day = "TRY_CAST(_extra ->> 'start_time' AS DATE)"
+    return f"""
+        WITH {_IN_USE}, {_one_row_each("calendar_events")},
+        linked AS (SELECT *, {_LINKED} AS linked_id FROM best)
+        SELECT key AS id, title, description, start_time, end_time, location,
+            start_time IS NULL AND {day} IS NOT NULL AS is_all_day,
+            coalesce({_day("start_time", zone)}, {day}) AS local_date,
+            CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,
+            lower(nullif(trim(organizer ->> '$.email'), '')) AS organizer_email, organizer ->> '$.name' AS organizer_name,
+            CASE WHEN json_type(attendees) = 'ARRAY' THEN json_array_length(attendees) ELSE 0 END::BIGINT AS attendees,
+            coalesce(new_id, linked_id) AS meeting_id, seen_by, lost_at AS deleted_at
+        FROM linked LEFT JOIN aliases ON old_id = linked_id"""
+
+
+def _event_attendees(_zone: str, _today: str) -> str:
+    return f"""
+        WITH {_one_row_each("calendar_events")},
+        each AS (
+            SELECT key, lost_at, lower(nullif(trim(organizer ->> '$.email'), '')) AS organizer_email,
+                unnest(CAST(CASE WHEN json_type(attendees) = 'ARRAY' THEN attendees END AS JSON[])) AS one
+            FROM best
+        )
+        SELECT key AS event_id, lower(nullif(trim(one ->> '$.email'), '')) AS email, one ->> '$.name' AS name,
+            one ->> '$.status' AS status, one ->> '$.type' AS type,
+            coalesce(lower(trim(one ->> '$.email')) = organizer_email, false) AS is_organizer, lost_at AS deleted_at
+        FROM each"""
+
+
+def _context_documents(_zone: str, _today: str) -> str:
+    return f"""
+        WITH {_IN_USE}, {_one_row_each("context_documents")},
+        contents AS (
+            SELECT DISTINCT ON (id) id, state, sha256, size_bytes FROM raw.document_contents
+            ORDER BY id, state <> 'stored', fetched_at DESC NULLS LAST, _account
+        )
+        SELECT key AS id, coalesce(new_id, best.meeting_id, _parent_id) AS meeting_id, title, context_type, source_format,
+            file_status, source_name, created_by_user_id, best.created_at, best.updated_at, state AS content_state,
+            sha256, size_bytes, seen_by, lost_at AS deleted_at
+        FROM best LEFT JOIN aliases ON old_id = coalesce(best.meeting_id, _parent_id)
+        LEFT JOIN contents ON contents.id = key"""
+
+
+def _people(_zone: str, _today: str) -> str:
+    return """
+        WITH told AS (
+            SELECT id AS user_id, lower(email) AS email, display_name AS name, 'accounts' AS source, 1 AS rank FROM raw.accounts
+            UNION ALL
+            SELECT created_by_user_id, NULL, NULL, 'meetings', 9 FROM raw.meetings WHERE created_by_user_id <> ''
+            UNION ALL
+            SELECT assigned_to_user_id, NULL, NULL, 'action_items', 9 FROM raw.action_items WHERE assigned_to_user_id <> ''
+            UNION ALL
+            SELECT created_by_user_id, NULL, NULL, 'context_documents', 9 FROM raw.context_documents
+            WHERE created_by_user_id <> ''
+            UNION ALL
+            SELECT NULL, email, name, 'event_attendees', 3 FROM mart.event_attendees
+            WHERE email IS NOT NULL AND type IS DISTINCT FROM 'resource'
+            UNION ALL
+            SELECT NULL, organizer_email, organizer_name, 'calendar_events', 2 FROM mart.calendar_events
+            WHERE organizer_email IS NOT NULL
+        ),
+        known AS (SELECT email, min(user_id) AS user_id FROM told WHERE email <> '' AND user_id <> '' GROUP BY email),
+        whole AS (
+            SELECT told.* REPLACE (coalesce(told.user_id, known.user_id) AS user_id) FROM told LEFT JOIN known USING (email)
+        )
+        SELECT coalesce(user_id, email) AS id, any_value(user_id) AS user_id,
+            arg_min(email, (rank, email)) FILTER (email IS NOT NULL) AS email,
+            arg_min(name, (rank, name)) FILTER (name <> '') AS name,
+            list(DISTINCT source ORDER BY source) AS sources
+        FROM whole WHERE coalesce(user_id, email) IS NOT NULL GROUP BY coalesce(user_id, email)"""
+
+
+def _person_week(zone: str, _today: str) -> str:
+    monday = f"(week::TIMESTAMP AT TIME ZONE {zone})"
+    next_monday = f"((week + 7)::TIMESTAMP AT TIME ZONE {zone})"
+    return f"""
+        WITH named AS (
+            SELECT event_id, email, bool_or(status = 'declined') AS declined FROM mart.event_attendees
+            WHERE email IS NOT NULL AND type IS DISTINCT FROM 'resource' GROUP BY ALL
+            UNION
+            SELECT id, organizer_email, false FROM mart.calendar_events WHERE organizer_email IS NOT NULL
+        ),
+        going AS (SELECT event_id, email FROM named GROUP BY ALL HAVING NOT bool_or(declined)),
+        timed AS (
+            SELECT id, start_time, end_time FROM mart.calendar_events
+            WHERE deleted_at IS NULL AND local_date IS NOT NULL AND minutes > 0 AND minutes < 24 * 60
+        ),
+        attended AS (
+            SELECT p.id AS person_id, t.id AS event_id, t.start_time, t.end_time
+            FROM timed t JOIN going g ON g.event_id = t.id JOIN mart.people p ON p.email = g.email
+        ),
+        weeks AS (
+            SELECT *, unnest([
+                date_trunc('week', start_time AT TIME ZONE {zone})::DATE, date_trunc('week', end_time AT TIME ZONE {zone})::DATE
+            ]) AS week FROM attended
+        ),
+        parts AS (
+            SELECT DISTINCT person_id, week, event_id, greatest(start_time, {monday}) AS begins,
+                least(end_time, {next_monday}) AS ends
+            FROM weeks WHERE end_time > {monday} AND start_time < {next_monday}
+        ),
+        reached AS (
+            SELECT *, max(ends) OVER (
+                PARTITION BY person_id, week ORDER BY begins, ends, event_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ) AS until FROM parts
+        )
+        SELECT person_id, week AS week_start, count(*) AS events,
+            sum(greatest(epoch(ends - greatest(begins, coalesce(until, begins))), 0)) / 60 AS minutes,
+            sum(epoch(ends - begins)) / 60 AS minutes_booked
+        FROM reached GROUP BY ALL"""
+
+
+def _action_item_daily(zone: str, today: str) -> str:
+    return f"""
+        WITH items AS (
+            SELECT created_local_date AS opened, due_date,
+                least(
+                    CASE WHEN is_completed OR status = 'cancelled'
+                        THEN greatest(coalesce(completed_local_date, {_day("updated_at", zone)}), created_local_date) END,
+                    CASE WHEN deleted_at IS NOT NULL THEN greatest({_day("deleted_at", zone)}, created_local_date) END
+                ) AS closed, is_completed
+            FROM mart.action_items WHERE created_local_date BETWEEN DATE '2000-01-01' AND {today}
+        ),
+        late AS (SELECT greatest(opened, due_date + 1) AS since, closed FROM items WHERE due_date >= DATE '1970-01-01'),
+        steps AS (
+            SELECT opened AS day, 1 AS open, 0 AS overdue, 0 AS aged, 1 AS created, 0 AS completed FROM items
+            UNION ALL SELECT closed, -1, 0, 0, 0, is_completed::INT FROM items WHERE closed IS NOT NULL
+            UNION ALL SELECT since, 0, 1, 0, 0, 0 FROM late WHERE closed IS NULL OR closed > since
+            UNION ALL SELECT closed, 0, -1, 0, 0, 0 FROM late WHERE closed > since
+            UNION ALL SELECT opened + 31, 0, 0, 1, 0, 0 FROM items WHERE closed IS NULL OR closed > opened + 31
+            UNION ALL SELECT closed, 0, 0, -1, 0, 0 FROM items WHERE closed > opened + 31
+        ),
+        sums AS (SELECT day, sum(COLUMNS(* EXCLUDE day)) FROM steps GROUP BY day),
+        days AS (SELECT unnest(generate_series(min(opened), {today}, INTERVAL 1 DAY))::DATE AS day FROM items),
+        first_sync AS (SELECT {_day("min(started_at)", zone)} AS day FROM ops.runs)
+        SELECT days.day, sum(coalesce(open, 0)) OVER past::BIGINT AS open, sum(coalesce(overdue, 0)) OVER past::BIGINT AS overdue,
+            sum(coalesce(aged, 0)) OVER past::BIGINT AS open_over_30_days, coalesce(created, 0)::BIGINT AS created,
+            coalesce(completed, 0)::BIGINT AS completed, coalesce(days.day < first_sync.day, true) AS is_reconstructed
+        FROM days LEFT JOIN sums USING (day) CROSS JOIN first_sync WINDOW past AS (ORDER BY days.day)"""
+
+
+_NOTED = r"coalesce(regexp_matches(summary_notes, '\S'), false)"  # trim() looks at each letter of them
+_ENDED = "status IN ('ended', 'completed')"
+
+
+def _meeting_hygiene(_zone: str, _today: str) -> str:
+    return f"""
+        WITH items AS (SELECT meeting_id, count(*) AS n FROM mart.action_items WHERE deleted_at IS NULL GROUP BY ALL)
+        SELECT m.id AS meeting_id, title, local_date, created_by_user_id, {_NOTED} AS has_notes,
+            coalesce(n, 0) AS action_items
+        FROM mart.meetings m LEFT JOIN items ON items.meeting_id = m.id WHERE m.deleted_at IS NULL AND {_ENDED}"""
+
+
+def _calendar_linkage(_zone: str, _today: str) -> str:
+    return """
+        SELECT e.id AS event_id, e.title, e.local_date, e.is_all_day, e.organizer_email, e.meeting_id,
+            CASE WHEN e.meeting_id IS NULL THEN 'none' WHEN m.id IS NULL THEN 'unseen' ELSE 'linked' END AS link,
+            epoch(m.start_time - e.start_time) / 60 AS meeting_starts_later_minutes
+        FROM mart.calendar_events e LEFT JOIN mart.meetings m ON m.id = e.meeting_id AND m.deleted_at IS NULL
+        WHERE e.deleted_at IS NULL"""
+
+
+def _context_coverage(_zone: str, _today: str) -> str:
+    return """
+        SELECT m.id AS meeting_id, any_value(m.title) AS title, any_value(m.local_date) AS local_date,
+            any_value(m.start_time) AS start_time, count(d.id) AS documents,
+            count(d.id) FILTER (d.created_at <= m.start_time) AS documents_before_start,
+            documents_before_start > 0 AS is_prepared, min(d.created_at) AS first_document_at
+        FROM mart.meetings m LEFT JOIN mart.context_documents d ON d.meeting_id = m.id AND d.deleted_at IS NULL
+        WHERE m.deleted_at IS NULL GROUP BY m.id"""
+
+
+def _time_to_summary(_zone: str, _today: str) -> str:
+    return f"""
+        WITH {_IN_USE},
+        noted AS (
+            SELECT coalesce(new_id, h.id) AS id, min(_changed_at) AS seen_at, min(updated_at) AS written_at
+            FROM raw.meetings_history h LEFT JOIN aliases ON old_id = h.id
+            WHERE {_NOTED} AND _operation <> 'delete' GROUP BY 1
+        ),
+        known AS (
+            SELECT coalesce(new_id, h.id) AS id, min(_changed_at) AS since
+            FROM raw.meetings_history h LEFT JOIN aliases ON old_id = h.id GROUP BY 1
+        )
+        SELECT m.id AS meeting_id, title, local_date, end_time, noted.written_at AS summary_at, noted.seen_at AS summary_seen_at,
+            CASE WHEN written_at >= end_time THEN epoch(written_at - end_time) / 60 END AS minutes_to_summary,
+            seen_at IS NOT NULL AND seen_at = since AS is_upper_bound
+        FROM mart.meetings m JOIN known USING (id) LEFT JOIN noted USING (id) WHERE m.deleted_at IS NULL AND {_ENDED}"""
+
+
+def _sync_health(_zone: str, _today: str) -> str:
+    return """
+        WITH listed AS (
+            SELECT account, stream, max(listed_at) AS last_listed_at, arg_max(complete, listed_at) AS is_complete,
+                arg_max(coalesce(reason, ''), listed_at) AS reason, max(complete_at) AS last_complete_at,
+                count(*) FILTER (NOT complete) AS incomplete_windows
+            FROM ops.windows GROUP BY ALL
+        ),
+        broken AS (SELECT _account AS account, stream, count(*) AS n FROM raw.quarantine GROUP BY ALL)
+        SELECT account, stream, last_listed_at, coalesce(is_complete, false) AS is_complete, nullif(reason, '') AS reason,
+            last_complete_at, incomplete_windows, coalesce(n, 0) AS broken_rows
+        FROM listed LEFT JOIN broken USING (account, stream)"""
+
+
+_TIME = "TIMESTAMP WITH TIME ZONE"
+
+MARTS: tuple[Mart, ...] = (
+    Mart(
+        "meetings",
+        "A meeting, once, however many accounts see it; merged meetings are the one that they were merged into.",
+        _fields(
+            id=("VARCHAR", "The meeting's id that is in use."),
+            title=("VARCHAR", "Title."),
+            summary_notes=("VARCHAR", "Summary notes that Contio made from the meeting."),
+            start_time=(_TIME, "Scheduled start."),
+            end_time=(_TIME, "Scheduled end."),
+            status=("VARCHAR", "draft, scheduled, in_progress, ended or completed; new values may appear."),
+            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
+            minutes=(
+                "DOUBLE",
+                "From its start to its end, in minutes; NULL where one is missing or they are reversed.",
+            ),
+            workspace_id=("VARCHAR", "The workspace that it belongs to."),
+            created_by_user_id=("VARCHAR", "The user who created it, see mart.people."),
+            calendar_event_id=("VARCHAR", "The linked calendar event, if any."),
+            created_at=(_TIME, "When it was created in Contio."),
+            updated_at=(_TIME, "When it last changed in Contio."),
+            seen_by=_SEEN,
+            deleted_at=_DELETED,
+        ),
+        _meetings,
+    ),
+    Mart(
+        "action_items",
+        "An action item, once, however many accounts see it.",
+        _fields(
+            id=("VARCHAR", "The action item's id."),
+            meeting_id=("VARCHAR", "The meeting that it came from, by the id that is in use."),
+            assigned_to_user_id=("VARCHAR", "The user who is to do it, see mart.people."),
+            title=("VARCHAR", "Title."),
+            description=("VARCHAR", "What is to be done."),
+            status=(
+                "VARCHAR",
+                "needs_review, accepted, in_progress, blocked, completed or cancelled; new values may appear.",
+            ),
+            is_completed=("BOOLEAN", "Whether it is done."),
+            due_date=("DATE", "The day it is due, as written by the API."),
+            completed_at=(_TIME, "When it was completed."),
+            completed_local_date=("DATE", "The day of completed_at in CONTIO_TIMEZONE."),
+            created_local_date=("DATE", "The day of created_at in CONTIO_TIMEZONE."),
+            days_to_complete=("DOUBLE", "From created_at to completed_at, in days of 24 hours."),
+            created_at=(_TIME, "When it was created in Contio."),
+            updated_at=(_TIME, "When it last changed in Contio."),
+            seen_by=_SEEN,
+            deleted_at=_DELETED,
+        ),
+        _action_items,
+    ),
+    Mart(
+        "calendar_events",
+        "An event of a connected calendar, once, however many accounts see it.",
+        _fields(
+            id=("VARCHAR", "The event's id."),
+            title=("VARCHAR", "Title."),
+            description=("VARCHAR", "Description or body."),
+            start_time=(_TIME, "Start; NULL for an all-day event."),
+            end_time=(_TIME, "End; NULL for an all-day event."),
+            location=("VARCHAR", "Room or link."),
+            is_all_day=("BOOLEAN", "Whether its start is a day without a time."),
+            local_date=(
+                "DATE",
+                "The day of its start in CONTIO_TIMEZONE; of an all-day event its first day, as written.",
+            ),
+            minutes=(
+                "DOUBLE",
+                "From its start to its end, in minutes; NULL for an all-day event, or where they are reversed.",
+            ),
+            organizer_email=("VARCHAR", "The organizer's address, in lower case."),
+            organizer_name=("VARCHAR", "The organizer's name."),
+            attendees=("BIGINT", "How many attendees it names, resources included; see mart.event_attendees."),
+            meeting_id=(
+                "VARCHAR",
+                "The oldest Contio meeting that it is linked to, by the id that is in use; NULL where none is.",
+            ),
+            seen_by=_SEEN,
+            deleted_at=_DELETED,
+        ),
+        _calendar_events,
+    ),
+    Mart(
+        "event_attendees",
+        "An attendee of a calendar event, as the event names them.",
+        _fields(
+            event_id=("VARCHAR", "The event, see mart.calendar_events."),
+            email=("VARCHAR", "The attendee's address, in lower case; NULL where there is none."),
+            name=("VARCHAR", "The attendee's name."),
+            status=("VARCHAR", "accepted, declined, tentative or needs_action; new values may appear."),
+            type=("VARCHAR", "required, optional or resource (a room); new values may appear."),
+            is_organizer=("BOOLEAN", "Whether the address is the organizer's."),
+            deleted_at=(
+                "TIMESTAMP WITH TIME ZONE",
+                "When the last account lost sight of the event; NULL while one sees it.",
+            ),
+        ),
+        _event_attendees,
+    ),
+    Mart(
+        "context_documents",
+        "A context document, once; only those that the current partner application uploaded are visible.",
+        _fields(
+            id=("VARCHAR", "The document's id."),
+            meeting_id=("VARCHAR", "The meeting that it prepares, by the id that is in use."),
+            title=("VARCHAR", "Title."),
+            context_type=("VARCHAR", "What kind of context it is (free text)."),
+            source_format=("VARCHAR", "json, csv, tsv, xml, html, yaml, md or txt."),
+            file_status=("VARCHAR", "Processing state (free text; seen: pending, processing, complete, error)."),
+            source_name=("VARCHAR", "The uploading source's display name."),
+            created_by_user_id=("VARCHAR", "The user who created it, see mart.people."),
+            created_at=(_TIME, "When it was created in Contio."),
+            updated_at=(_TIME, "When it last changed in Contio."),
+            content_state=(
+                "VARCHAR",
+                "stored, waiting, error or unavailable, see raw.document_contents; NULL where it was not asked for.",
+            ),
+            sha256=("VARCHAR", "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>."),
+            size_bytes=("BIGINT", "Size in bytes."),
+            seen_by=_SEEN,
+            deleted_at=_DELETED,
+        ),
+        _context_documents,
+    ),
+    Mart(
+        "people",
+        "A person that anything names: a user of Contio by the id, others by their e-mail address.",
+        _fields(
+            id=("VARCHAR", "The Contio user's id where it is known, else the address."),
+            user_id=("VARCHAR", "The Contio user's id; NULL for people outside."),
+            email=("VARCHAR", "The address, in lower case; NULL where only an id is known."),
+            name=("VARCHAR", "The name: from the profile, else from a calendar; NULL where nothing tells it."),
+            sources=("VARCHAR[]", "Where the person is named, sorted."),
+        ),
+        _people,
+    ),
+    Mart(
+        "person_week",
+        "How much of a week a person spends in meetings of the calendars that are read: events that they did not decline or organize; "
+        "all-day events, and those of a day or longer, are absences and not counted.",
+        _fields(
+            person_id=("VARCHAR", "The person, see mart.people."),
+            week_start=("DATE", "The Monday of the week in CONTIO_TIMEZONE."),
+            events=("BIGINT", "Events of which a part lies in the week."),
+            minutes=("DOUBLE", "Minutes of the week in which at least one of them takes place: overlaps count once."),
+            minutes_booked=("DOUBLE", "The sum of their minutes in the week: overlaps count twice."),
+        ),
+        _person_week,
+    ),
+    Mart(
+        "action_item_daily",
+        "What there was to do at the end of each day, from the first action item to the day of publication. Cancelled ones count "
+        "until they were, deleted ones until that was seen.",
+        _fields(
+            day=("DATE", "The day in CONTIO_TIMEZONE."),
+            open=("BIGINT", "Action items that were open."),
+            overdue=("BIGINT", "Of these, those that were due before this day."),
+            open_over_30_days=("BIGINT", "Of these, those that had been open for more than 30 days."),
+            created=("BIGINT", "Action items that were created on this day."),
+            completed=("BIGINT", "Action items that were completed on this day."),
+            is_reconstructed=(
+                "BOOLEAN",
+                "True before the first sync: made of what the items say today, so what was deleted lacks.",
+            ),
+        ),
+        _action_item_daily,
+    ),
+    Mart(
+        "meeting_hygiene",
+        "A meeting that has ended: whether it left notes and action items.",
+        _fields(
+            meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
+            title=("VARCHAR", "Title."),
+            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
+            created_by_user_id=("VARCHAR", "The user who created it, see mart.people."),
+            has_notes=("BOOLEAN", "Whether there are summary notes."),
+            action_items=("BIGINT", "Action items that came from it."),
+        ),
+        _meeting_hygiene,
+    ),
+    Mart(
+        "calendar_linkage",
+        "A calendar event: whether a Contio meeting belongs to it.",
+        _fields(
+            event_id=("VARCHAR", "The event, see mart.calendar_events."),
+            title=("VARCHAR", "Title."),
+            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
+            is_all_day=("BOOLEAN", "Whether its start is a day without a time."),
+            organizer_email=("VARCHAR", "The organizer's address, in lower case."),
+            meeting_id=("VARCHAR", "The meeting that it names; NULL where it names none."),
+            link=("VARCHAR", "linked; unseen: it names a meeting that no account sees; none."),
+            meeting_starts_later_minutes=(
+                "DOUBLE",
+                "Minutes from the event's start to the meeting's; negative where the meeting is earlier.",
+            ),
+        ),
+        _calendar_linkage,
+    ),
+    Mart(
+        "context_coverage",
+        "A meeting: whether it was prepared. Only documents that the current partner application uploaded are visible, so others may "
+        "have prepared it all the same.",
+        _fields(
+            meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
+            title=("VARCHAR", "Title."),
+            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
+            start_time=(_TIME, "Scheduled start."),
+            documents=("BIGINT", "Context documents that it has."),
+            documents_before_start=("BIGINT", "Of these, those that were created before its start."),
+            is_prepared=("BOOLEAN", "Whether there is at least one of these."),
+            first_document_at=(_TIME, "When the first of its documents was created."),
+        ),
+        _context_coverage,
+    ),
+    Mart(
+        "time_to_summary",
+        "A meeting that has ended: how long its notes took.",
+        _fields(
+            meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
+            title=("VARCHAR", "Title."),
+            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
+            end_time=(_TIME, "Scheduled end."),
+            summary_at=(
+                _TIME,
+                "When the first version with notes that a sync saw was written in Contio; NULL without notes.",
+            ),
+            summary_seen_at=(_TIME, "When a sync first saw notes; NULL without notes."),
+            minutes_to_summary=(
+                "DOUBLE",
+                "Minutes from end_time to summary_at; NULL without notes, or where they came before the end.",
+            ),
+            is_upper_bound=(
+                "BOOLEAN",
+                "True where the first version that was seen had notes already, so they may be older.",
+            ),
+        ),
+        _time_to_summary,
+    ),
+    Mart(
+        "sync_health",
+        "An account and stream: how far what is published can be relied on.",
+        _fields(
+            account=("VARCHAR", "The account."),
+            stream=("VARCHAR", "The stream, document_contents, or profile."),
+            last_listed_at=(_TIME, "When it was last listed."),
+            is_complete=("BOOLEAN", "Whether the tables were known to equal the API after that."),
+            reason=("VARCHAR", "Why not, and what to do; NULL when they were."),
+            last_complete_at=(_TIME, "When a listing was last complete; NULL if none ever was."),
+            incomplete_windows=("BIGINT", "Windows of which the last listing is not complete."),
+            broken_rows=("BIGINT", "Rows that stand in raw.quarantine."),
+        ),
+        _sync_health,
+    ),
+)
+"""In the order in which they are made: one may read those before it (`people` reads `event_attendees`)."""

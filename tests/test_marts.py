@@ -1,0 +1,461 @@
+"""Marts: each equals an independent computation, in plain Python, over what the sandbox's accounts could read."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from conftest import Place
+from truth import Row, instant
+
+from contio_pipeline.marts import MARTS, Mart
+from contio_pipeline.publish import current
+
+ZONE = "America/New_York"
+NEEDED = {
+    "meetings": "updated_at",
+    "action_items": "updated_at",
+    "calendar_events": None,
+    "context_documents": "updated_at",
+}
+
+
+class Seen:
+    """What every account was told of each thing, and what it still sees: the model of the marts."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.told: dict[str, dict[str, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
+        self.look()
+
+    def look(self) -> None:
+        """Remember what the accounts see now; call it before each sync."""
+        for stream in NEEDED:
+            for account in self.place.world.accounts:
+                for row in self._now(account, stream):
+                    self.told[stream][row["id"]][account] = dict(row)
+
+    def _now(self, account: str, stream: str) -> list[Row]:
+        world = self.place.world
+        if stream == "calendar_events":
+            start, end = self.place.settings.calendar_range(datetime.now(UTC))
+            return list(world.select(account, stream, start=start, end=end))
+        return world.items(account, stream)
+
+    def once(self, stream: str) -> dict[str, tuple[Row, list[str]]]:
+        """Id -> the newest version, and who sees it now."""
+        live: dict[str, list[str]] = defaultdict(list)
+        for account in sorted(self.place.world.accounts):
+            for row in self._now(account, stream):
+                live[row["id"]].append(account)
+        found = {}
+        for identity, versions in self.told[stream].items():
+            if identity in self.place.world.redirects:
+                continue
+            seen = [versions[account] for account in live[identity]] or list(versions.values())
+            found[identity] = (
+                max(seen, key=lambda row: instant(row.get("updated_at")) or datetime.min.replace(tzinfo=UTC)),
+                live[identity],
+            )
+        return found
+
+    def in_use(self, meeting: str | None) -> str | None:
+        """The id of a meeting after all merges."""
+        while meeting in self.place.world.redirects:
+            meeting = self.place.world.redirects[meeting]
+        return meeting
+
+
+def local(text: str | None) -> date | None:
+    moment = instant(text)
+    try:
+        return moment.astimezone(ZoneInfo(ZONE)).date() if moment else None
+    except OverflowError:
+        return None
+
+
+def between(start: str | None, end: str | None, unit: float) -> float | None:
+    first, last = instant(start), instant(end)
+    return (last - first).total_seconds() / unit if first and last and last >= first else None
+
+
+def email(text: Any) -> str | None:
+    return text.strip().lower() or None if isinstance(text, str) else None
+
+
+def meetings(seen: Seen) -> Iterable[Row]:
+    for identity, (row, who) in seen.once("meetings").items():
+        yield {
+            **{
+                name: row.get(name)
+                for name in ("title", "summary_notes", "status", "workspace_id", "created_by_user_id")
+            },
+            **{name: instant(row.get(name)) for name in ("start_time", "end_time", "created_at", "updated_at")},
+            "id": identity,
+            "local_date": local(row.get("start_time")),
+            "minutes": between(row.get("start_time"), row.get("end_time"), 60),
+            "calendar_event_id": row.get("calendar_event_id"),
+            "seen_by": who,
+            "deleted": not who,
+        }
+
+
+def action_items(seen: Seen) -> Iterable[Row]:
+    for identity, (row, who) in seen.once("action_items").items():
+        due = row.get("due_date")
+        yield {
+            **{
+                name: row.get(name)
+                for name in ("title", "description", "status", "is_completed", "assigned_to_user_id")
+            },
+            **{name: instant(row.get(name)) for name in ("completed_at", "created_at", "updated_at")},
+            "id": identity,
+            "meeting_id": seen.in_use(row.get("meeting_id")),
+            "due_date": date.fromisoformat(due[:10]) if due else None,
+            "completed_local_date": local(row.get("completed_at")),
+            "created_local_date": local(row.get("created_at")),
+            "days_to_complete": between(row.get("created_at"), row.get("completed_at"), 86_400),
+            "seen_by": who,
+            "deleted": not who,
+        }
+
+
+def calendar_events(seen: Seen) -> Iterable[Row]:
+    for identity, (row, who) in seen.once("calendar_events").items():
+        start = row.get("start_time")
+        whole_day = start is not None and instant(start) is None
+        linked = row.get("linked_meetings") or [row.get("meeting_id")]
+        yield {
+            **{name: row.get(name) for name in ("title", "description", "location")},
+            **{name: instant(row.get(name)) for name in ("start_time", "end_time")},
+            "id": identity,
+            "is_all_day": whole_day,
+            "local_date": date.fromisoformat(start[:10]) if start and whole_day else local(start),
+            "minutes": between(start, row.get("end_time"), 60),
+            "organizer_email": email((row.get("organizer") or {}).get("email")),
+            "organizer_name": (row.get("organizer") or {}).get("name"),
+            "attendees": len(row.get("attendees") or []),
+            "meeting_id": seen.in_use(linked[0]),
+            "seen_by": who,
+            "deleted": not who,
+        }
+
+
+def event_attendees(seen: Seen) -> Iterable[Row]:
+    for identity, (row, who) in seen.once("calendar_events").items():
+        for one in row.get("attendees") or []:
+            organizer = email((row.get("organizer") or {}).get("email"))
+            yield {
+                "event_id": identity,
+                "email": email(one.get("email")),
+                **{name: one.get(name) for name in ("name", "status", "type")},
+                "is_organizer": organizer is not None and email(one.get("email")) == organizer,
+                "deleted": not who,
+            }
+
+
+def context_documents(seen: Seen) -> Iterable[Row]:
+    contents = {
+        document: truth
+        for account in seen.place.world.accounts
+        for document, truth in seen.place.world.truth(account)["contents"].items()
+    }
+    for identity, (row, who) in seen.once("context_documents").items():
+        if who:  # of one that is gone nobody tells any more what its bytes were
+            truth = contents[identity]
+            state = {"pending": "waiting", "processing": "waiting", "error": "error"}.get(
+                truth["file_status"], "stored"
+            )
+            yield {
+                **{
+                    name: row.get(name)
+                    for name in ("title", "context_type", "source_format", "file_status", "source_name")
+                },
+                **{name: instant(row.get(name)) for name in ("created_at", "updated_at")},
+                "id": identity,
+                "meeting_id": seen.in_use(row.get("meeting_id")),
+                "created_by_user_id": row.get("created_by_user_id"),
+                "content_state": state,
+                "sha256": truth["sha256"] if state == "stored" else None,
+                "size_bytes": truth["size"] if state == "stored" else None,
+                "seen_by": who,
+                "deleted": False,
+            }
+
+
+def people(seen: Seen) -> Iterable[Row]:
+    profiles = [account.profile for account in seen.place.world.accounts.values()]
+    ids = {address: profile["id"] for profile in profiles if (address := email(profile.get("email")))}
+    sources: dict[str, set[str]] = defaultdict(set)
+    emails: dict[str, set[str]] = defaultdict(set)
+    names: dict[str, list[tuple[int, str]]] = defaultdict(list)
+
+    def tell(source: str, rank: int, user: str | None, address: str | None, name: str | None) -> None:
+        key = user or ids.get(address or "", address)
+        if key:
+            sources[key].add(source)
+            emails[key] |= {address} if address else set()
+            names[key] += [(rank, name)] if name else []
+
+    for profile in profiles:
+        tell("accounts", 1, profile["id"], email(profile.get("email")), profile.get("display_name"))
+    for stream, field in (
+        ("meetings", "created_by_user_id"),
+        ("action_items", "assigned_to_user_id"),
+        ("context_documents", "created_by_user_id"),
+    ):
+        for versions in seen.told[stream].values():
+            for row in versions.values():
+                tell(stream, 9, row.get(field), None, None)
+    for one in event_attendees(seen):
+        if one["type"] != "resource" and one["email"]:
+            tell("event_attendees", 3, None, one["email"], one["name"])
+    for event in calendar_events(seen):
+        if event["organizer_email"]:
+            tell("calendar_events", 2, None, event["organizer_email"], event["organizer_name"])
+    users = {profile["id"] for profile in profiles} | {key for key in sources if "@" not in key}
+    for key, where in sources.items():
+        yield {
+            "id": key,
+            "user_id": key if key in users else None,
+            "email": min(emails[key], default=None),
+            "name": min(names[key], default=(0, None))[1],
+            "sources": sorted(where),
+        }
+
+
+def week_of(moment: datetime) -> date:
+    day = moment.astimezone(ZoneInfo(ZONE)).date()
+    return day - timedelta(days=day.weekday())
+
+
+def person_week(seen: Seen) -> Iterable[Row]:
+    """Between any two ends of events next to each other, whether one takes place: no interval is merged here."""
+    ids = {person["email"]: person["id"] for person in people(seen) if person["email"]}
+    parts: dict[tuple[str, date], dict[str, tuple[datetime, datetime]]] = defaultdict(dict)
+    attendees = defaultdict(list)
+    for one in event_attendees(seen):
+        attendees[one["event_id"]].append(one)
+    for event in calendar_events(seen):
+        if event["deleted"] or not event["minutes"] or event["minutes"] >= 24 * 60 or event["local_date"] is None:
+            continue
+        here = [one for one in attendees[event["id"]] if one["email"] and one["type"] != "resource"]
+        declined = {one["email"] for one in here if one["status"] == "declined"}
+        begin, end = event["start_time"], event["end_time"]
+        turn = datetime.combine(week_of(begin) + timedelta(days=7), time(), ZoneInfo(ZONE)).astimezone(UTC)
+        for address in ({one["email"] for one in here} | {event["organizer_email"]}) - {None} - declined:
+            parts[ids[address], week_of(begin)][event["id"]] = begin, min(end, turn)
+            if end > turn:
+                parts[ids[address], week_of(end)][event["id"]] = turn, end
+    for (person, week), events in parts.items():
+        ends = sorted({moment for part in events.values() for moment in part})
+        busy = sum(
+            (
+                (after - before)
+                for before, after in pairwise(ends)
+                if any(b <= before and after <= e for b, e in events.values())
+            ),
+            timedelta(),
+        )
+        yield {
+            "person_id": person,
+            "week_start": week,
+            "events": len(events),
+            "minutes": round(busy / timedelta(minutes=1), 6),
+            "minutes_booked": round(
+                sum((end - begin for begin, end in events.values()), timedelta()) / timedelta(minutes=1), 6
+            ),
+        }
+
+
+def action_item_daily(seen: Seen) -> Iterable[Row]:
+    """Day by day, item by item."""
+    today = datetime.now(ZoneInfo(ZONE)).date()
+    items = [item for item in action_items(seen) if item["created_local_date"]]
+    day = min(item["created_local_date"] for item in items)
+    while day <= today:
+        open_ = [item for item in items if item["created_local_date"] <= day and not _is_over(item, day, today)]
+        yield {
+            "day": day,
+            "open": len(open_),
+            "overdue": sum(bool(item["due_date"] and item["due_date"] < day) for item in open_),
+            "open_over_30_days": sum((day - item["created_local_date"]).days > 30 for item in open_),
+            "created": sum(item["created_local_date"] == day for item in items),
+            "completed": sum(bool(item["is_completed"]) and _ended_on(item, today) == day for item in items),
+            "is_reconstructed": day < today,
+        }
+        day += timedelta(days=1)
+
+
+def _ended_on(item: Row, today: date) -> date | None:
+    ends = []
+    if item["is_completed"] or item["status"] == "cancelled":
+        ends.append(item["completed_local_date"] or local_of(item["updated_at"]))
+    if item["deleted"]:
+        ends.append(today)  # both syncs of the test are today's
+    return max(min(ends), item["created_local_date"]) if ends else None
+
+
+def _is_over(item: Row, day: date, today: date) -> bool:
+    end = _ended_on(item, today)
+    return end is not None and end <= day
+
+
+def local_of(moment: datetime) -> date:
+    return moment.astimezone(ZoneInfo(ZONE)).date()
+
+
+def _ended(seen: Seen) -> Iterable[Row]:
+    return (row for row in meetings(seen) if not row["deleted"] and row["status"] in {"ended", "completed"})
+
+
+def meeting_hygiene(seen: Seen) -> Iterable[Row]:
+    count = Counter(item["meeting_id"] for item in action_items(seen) if not item["deleted"])
+    for row in _ended(seen):
+        yield {
+            "meeting_id": row["id"],
+            **{name: row[name] for name in ("title", "local_date", "created_by_user_id")},
+            "has_notes": bool((row["summary_notes"] or "").strip()),
+            "action_items": count[row["id"]],
+        }
+
+
+def calendar_linkage(seen: Seen) -> Iterable[Row]:
+    known = {row["id"]: row for row in meetings(seen) if not row["deleted"]}
+    for event in calendar_events(seen):
+        if not event["deleted"]:
+            meeting = known.get(event["meeting_id"])
+            both = meeting and meeting["start_time"] and event["start_time"]
+            yield {
+                "event_id": event["id"],
+                **{
+                    name: event[name] for name in ("title", "local_date", "is_all_day", "organizer_email", "meeting_id")
+                },
+                "link": "linked" if meeting else "unseen" if event["meeting_id"] else "none",
+                "meeting_starts_later_minutes": (meeting["start_time"] - event["start_time"]).total_seconds() / 60
+                if both and meeting
+                else None,
+            }
+
+
+def context_coverage(seen: Seen) -> Iterable[Row]:
+    documents = defaultdict(list)
+    for document in context_documents(seen):
+        documents[document["meeting_id"]].append(document["created_at"])
+    for row in meetings(seen):
+        if not row["deleted"]:
+            mine = documents[row["id"]]
+            early = [at for at in mine if at and row["start_time"] and at <= row["start_time"]]
+            yield {
+                "meeting_id": row["id"],
+                **{name: row[name] for name in ("title", "local_date", "start_time")},
+                "documents": len(mine),
+                "documents_before_start": len(early),
+                "is_prepared": bool(early),
+                "first_document_at": min((at for at in mine if at), default=None),
+            }
+
+
+MODELS: dict[str, Callable[[Seen], Iterable[Row]]] = {
+    "meetings": meetings,
+    "action_items": action_items,
+    "calendar_events": calendar_events,
+    "event_attendees": event_attendees,
+    "context_documents": context_documents,
+    "people": people,
+    "person_week": person_week,
+    "action_item_daily": action_item_daily,
+    "meeting_hygiene": meeting_hygiene,
+    "calendar_linkage": calendar_linkage,
+    "context_coverage": context_coverage,
+}
+OF_SYNCS = {"time_to_summary", "sync_health"}
+"""What syncs saw, and when: each has a test of its own."""
+
+
+def test_every_mart_has_a_model() -> None:
+    assert MODELS.keys() | OF_SYNCS == {mart.name for mart in MARTS}
+
+
+def rows_of(place: Place, mart: Mart) -> list[Row]:
+    with duckdb.connect(current(place.settings.data_dir).database, read_only=True) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        return connection.sql(f"FROM {mart.full_name}").to_arrow_table().to_pylist()  # type: ignore[no-any-return]
+
+
+def told(rows: Iterable[Row]) -> list[str]:
+    """Rows as sorted texts; when a thing went is left to the syncs."""
+    flat = []
+    for row in rows:
+        plain = {
+            name: value.replace(tzinfo=UTC) if isinstance(value, datetime) else value for name, value in row.items()
+        }
+        if "deleted_at" in plain:
+            plain["deleted"] = plain.pop("deleted_at") is not None
+        plain |= {name: round(value, 6) for name, value in plain.items() if isinstance(value, float)}
+        flat.append(repr(sorted(plain.items())))
+    return sorted(flat)
+
+
+def test_every_mart_equals_an_independent_computation(new_place: Callable[..., Place]) -> None:
+    place = new_place(meetings=40, accounts=3)
+    place.overrides["timezone"] = ZONE
+    world, seen = place.world, Seen(place)
+    place.sync()
+    live = [row["id"] for row in world.items("ana", "meetings")]
+    world.merge(ids=live[:2])
+    world.delete("meetings", ids=live[3:5])
+    world.hide("ana", meeting_ids=live[5:8])
+    world.move("meetings", ids=live[9:12], days=150)
+    world.update("meetings", ids=live[12:14], title="renamed")
+    world.delete("action_items", 3)
+    world.update("action_items", 3, is_completed=True, completed_at="2026-03-08T06:59:59Z")
+    world.delete("calendar_events", 2)
+    for start, end in (
+        ("2026-03-08T06:30:00Z", "2026-03-08T07:30:00Z"),
+        ("2026-11-01T05:30:00Z", "2026-11-01T06:30:00Z"),
+    ):
+        for name in ("meetings", "calendar_events"):
+            world.insert(name, start_time=start, end_time=end, account="bo")
+    seen.look()
+    assert place.sync().complete
+    for mart in [mart for mart in MARTS if mart.name in MODELS]:
+        found, wanted = rows_of(place, mart), list(MODELS[mart.name](seen))
+        if mart.name == "context_documents":
+            found = [row for row in found if row["deleted_at"] is None]
+        assert found
+        lacking, beyond = Counter(told(wanted)), Counter(told(found))
+        if lacking != beyond:
+            print("LACK", *sorted(lacking - beyond)[:4], "BEYOND", *sorted(beyond - lacking)[:4], sep="\n")
+        assert (list(lacking - beyond), list(beyond - lacking)) == ([], []), mart.name
+    assert any(row["deleted_at"] for row in rows_of(place, MARTS[0]))
+
+
+@pytest.mark.synced
+def test_marts_are_published_as_parquet_with_the_same_rows(place: Place) -> None:
+    folder = current(place.settings.data_dir)
+    for mart in MARTS:
+        rows = pq.ParquetFile(folder.folder / f"parquet/mart/{mart.name}/part.parquet").read().to_pylist()
+        assert told(rows) == told(rows_of(place, mart)), mart.name
+        assert folder.manifest["rows"][mart.full_name] == len(rows)
+
+
+@pytest.mark.synced
+def test_every_mart_and_column_is_as_declared_and_says_what_it_is(place: Place) -> None:
+    with duckdb.connect(current(place.settings.data_dir).database, read_only=True) as connection:
+        for mart in MARTS:
+            found = connection.execute(
+                "SELECT column_name, data_type, comment FROM duckdb_columns() WHERE schema_name = 'mart' AND table_name = ? "
+                "ORDER BY column_index",
+                [mart.name],
+            ).fetchall()
+            assert found == [(field.name, field.type, field.doc) for field in mart.fields]
+        silent = "SELECT view_name FROM duckdb_views() WHERE schema_name = 'mart' AND comment IS NULL"
+        assert connection.execute(silent).fetchall() == []
