@@ -5,7 +5,7 @@ BIN := .venv/bin
 READERS := 1.2.2 1.3.2 1.4.4 2.0.0
 WORKERS ?= 2
 
-.PHONY: help install demo up test test-nights torture bench growth test-duckdb2 test-browser check format lock clean
+.PHONY: help install demo up test test-nights torture bench growth test-duckdb2 test-browser check format dictionary lock clean
 help: ## what the targets do
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
@@ -66,6 +66,9 @@ check: install ## lint, format, types, import layers, dependency hygiene
 format: install ## format the code and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+dictionary: install ## write docs/data-dictionary.md anew
+	@$(BIN)/python -c 'from contio_pipeline.dictionary import dictionary; print(dictionary(), end="")' > docs/data-dictionary.md
 
 lock: install ## compile requirements.txt anew from pyproject.toml
 	@$(BIN)/python -m pip install --quiet uv

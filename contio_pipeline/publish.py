@@ -30,6 +30,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
+import pyarrow as pa
 
 from contio_pipeline import __version__
 from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
@@ -120,11 +121,40 @@ def refused(data_dir: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a query returned: column names, DuckDB's names of their types, and the rows, read as they are asked for."""
+    """What a query returned: column names, DuckDB's names of their types, and the rows, read as they are asked for, once.
+
+    Attributes:
+        batches: the rows as Arrow has them.
+    """
 
     names: list[str]
     kinds: list[str]
-    rows: Iterator[tuple[Any, ...]]
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+
+    @property
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The rows as Python has them."""
+        for batch in self.batches:
+            try:
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            except (OverflowError, ValueError) as error:
+                raise ConfigError(f"the query failed: {error}") from None
+
+    def save(self, target: Path) -> int:
+        """Write the rows to a Parquet file, whole or not at all; returns how many there are."""
+        from pyarrow.parquet import ParquetWriter  # noqa: PLC0415 - nothing else here writes by Arrow
+
+        part, rows = target.with_name(f".{target.name}.part"), 0
+        try:
+            with ParquetWriter(part, self.schema, compression="zstd") as writer:
+                for batch in self.batches:
+                    writer.write_batch(batch)
+                    rows += batch.num_rows
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+        return rows
 
 
 def ask(generation: Generation, sql: str) -> Answer:
@@ -152,20 +182,19 @@ def ask(generation: Generation, sql: str) -> Answer:
         if answer is None:
             raise ConfigError("that statement returns no rows")
         names, kinds = list(answer.columns), [str(kind) for kind in answer.types]
-        batches = answer.to_arrow_reader()
+        reader = answer.to_arrow_reader()
     except duckdb.Error as error:
         raise ConfigError(f"the query failed: {error}") from None
 
-    def rows() -> Iterator[tuple[Any, ...]]:
+    def batches() -> Iterator[pa.RecordBatch]:
         try:
-            for batch in batches:
-                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
-        except (duckdb.Error, OSError, OverflowError, ValueError) as error:
+            yield from reader
+        except (duckdb.Error, OSError, ValueError) as error:
             raise ConfigError(f"the query failed: {error}") from None
         finally:
             connection.close()
 
-    return Answer(names, kinds, rows())
+    return Answer(names, kinds, reader.schema, batches())
 
 
 @dataclass(frozen=True, slots=True)

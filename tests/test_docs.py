@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import typer
+from conftest import Place
 from typer.main import get_command
 
 from contio_pipeline.cli import app
+from contio_pipeline.dictionary import dictionary
+from contio_pipeline.publish import ask, current
 from contio_pipeline.sandbox.faults import NAMED
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import STREAMS, tables
@@ -26,6 +30,11 @@ def test_every_table_is_in_the_readme() -> None:
     for table in tables():
         name = re.sub(r"\w+(?=_(history|past)$)", "<stream>", table.full_name)
         assert f"`{name}`" in README, name
+
+
+def test_the_data_dictionary_is_what_the_declarations_say() -> None:
+    stale = "docs/data-dictionary.md is stale: run make dictionary"
+    assert (ROOT / "docs" / "data-dictionary.md").read_text(encoding="utf-8") == dictionary(), stale
 
 
 def test_the_readme_names_the_month_field_of_each_stream() -> None:
@@ -61,3 +70,13 @@ def test_every_class_of_faults_names_tests_that_exist_and_every_fault_has_a_clas
         shown_by = row.rstrip(" |").rpartition("|")[2].split(",")
         assert {name.strip() for name in shown_by} <= tests, row
     assert set(NAMED) <= set(re.findall(r"`([\w-]+)`", page))
+
+
+@pytest.mark.synced
+def test_every_question_is_answered_and_most_with_something(place: Place) -> None:
+    text = (ROOT / "docs" / "queries.sql").read_text(encoding="utf-8")
+    questions = re.findall(r"^-- ([^\n]+\?)\n(.+?);$", text, re.MULTILINE | re.DOTALL)
+    assert len(questions) >= 15
+    generation = current(place.settings.data_dir)
+    answered = {question: list(ask(generation, sql).rows) for question, sql in questions}
+    assert sum(map(bool, answered.values())) > len(answered) * 0.7, [q for q, rows in answered.items() if not rows]

@@ -432,8 +432,6 @@ def test_every_mart_equals_an_independent_computation(new_place: Callable[..., P
             found = [row for row in found if row["deleted_at"] is None]
         assert found
         lacking, beyond = Counter(told(wanted)), Counter(told(found))
-        if lacking != beyond:
-            print("LACK", *sorted(lacking - beyond)[:4], "BEYOND", *sorted(beyond - lacking)[:4], sep="\n")
         assert (list(lacking - beyond), list(beyond - lacking)) == ([], []), mart.name
     assert any(row["deleted_at"] for row in rows_of(place, MARTS[0]))
 
@@ -459,3 +457,49 @@ def test_every_mart_and_column_is_as_declared_and_says_what_it_is(place: Place) 
             assert found == [(field.name, field.type, field.doc) for field in mart.fields]
         silent = "SELECT view_name FROM duckdb_views() WHERE schema_name = 'mart' AND comment IS NULL"
         assert connection.execute(silent).fetchall() == []
+
+
+def test_how_long_notes_took_is_told_by_the_versions_that_syncs_saw(place: Place) -> None:
+    world = place.world
+    ended = {"status": "ended", "start_time": "2026-03-02T09:00:00Z", "end_time": "2026-03-02T10:00:00Z"}
+    early, late, never = (
+        world.insert("meetings", account="ana", summary_notes=notes, **ended)[0] for notes in ("there", " \n", None)
+    )
+    place.sync(streams=["meetings"])
+    world.update("meetings", ids=[late], summary_notes="at last", updated_at="2026-03-02T11:30:00Z")
+    place.sync(streams=["meetings"])
+    world.update("meetings", ids=[late], summary_notes="better", updated_at="2026-03-05T11:30:00Z")
+    place.sync(streams=["meetings"])
+    [mart] = [mart for mart in MARTS if mart.name == "time_to_summary"]
+    found = {row["meeting_id"]: row for row in rows_of(place, mart)}
+    assert found.keys() >= {early, late, never}
+    assert (found[late]["minutes_to_summary"], found[late]["is_upper_bound"]) == (90, False)
+    assert found[late]["summary_at"] == datetime(2026, 3, 2, 11, 30, tzinfo=UTC)
+    assert found[late]["summary_seen_at"] is not None
+    assert found[early]["is_upper_bound"]
+    assert found[never] | {"title": "", "local_date": None} == {
+        "meeting_id": never,
+        "title": "",
+        "local_date": None,
+        "end_time": datetime(2026, 3, 2, 10, tzinfo=UTC),
+        "summary_at": None,
+        "summary_seen_at": None,
+        "minutes_to_summary": None,
+        "is_upper_bound": False,
+    }
+
+
+@pytest.mark.synced
+def test_sync_health_says_what_is_not_complete_and_since_when(place: Place) -> None:
+    place.world.insert("meetings", title=5, account="bo")
+    place.sandbox.revoke("ana")
+    place.sync()
+    [mart] = [mart for mart in MARTS if mart.name == "sync_health"]
+    found = {(row["account"], row["stream"]): row for row in rows_of(place, mart)}
+    third = list(place.world.accounts)[2]
+    lost, broken, good = (found[account, "meetings"] for account in ("ana", "bo", third))
+    assert [row["is_complete"] for row in (lost, broken, good)] == [False, False, True]
+    assert [row["broken_rows"] for row in (lost, broken, good)] == [0, 1, 0]
+    assert [row["incomplete_windows"] for row in (lost, broken, good)] == [1, 1, 0]
+    assert "login" in lost["reason"]
+    assert lost["last_complete_at"] < good["last_complete_at"]

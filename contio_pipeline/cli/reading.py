@@ -1,4 +1,4 @@
-"""Reading what is published: `status`, `query`."""
+"""Reading what is published: `status`, `query`, `export`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,34 @@ import csv
 import json
 import math
 import sys
+from contextlib import redirect_stdout
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from contio_pipeline.cli.common import Verbose, app, as_text, command, show_table
+from contio_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from contio_pipeline.publish import Answer
 
 
 class Format(StrEnum):
-    """How `query` prints."""
+    """How rows are written."""
 
     TABLE = "table"
     CSV = "csv"
     JSON = "json"
+    PARQUET = "parquet"
+
+
+To = Annotated[
+    Path | None,
+    typer.Option("--to", help="Write to this file; its ending (.csv, .json, .parquet) says how.", metavar="FILE"),
+]
 
 
 @command(app)
@@ -70,22 +83,70 @@ _STATUS = {
 @command(app)
 def query(
     sql: Annotated[
-        str, typer.Argument(help="One SQL statement; tables are raw.<stream> and ops.<table>.", metavar="SQL")
+        str, typer.Argument(help="One SQL statement; tables are mart.<name>, raw.<stream>, ops.<table>.", metavar="SQL")
     ],
-    format: Annotated[Format, typer.Option(help="How to print the rows.")] = Format.TABLE,  # noqa: A002 - the option's name
+    format: Annotated[  # noqa: A002 - the option's name
+        Format | None, typer.Option(help="How to write the rows: table unless --to says otherwise.")
+    ] = None,
+    to: To = None,
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
     """Ask the published data a question in SQL (DuckDB's), read-only, at any moment; times are in UTC.
 
-    Example: contio-pipeline query "SELECT status, count(*) FROM raw.meetings WHERE _deleted_at IS NULL GROUP BY 1"
+    Example: contio-pipeline query "SELECT status, count(*) FROM mart.meetings WHERE deleted_at IS NULL GROUP BY 1"
     """
     from contio_pipeline.publish import ask, current
     from contio_pipeline.settings import load_settings
 
-    answer = ask(current(load_settings().data_dir), sql)
-    match format:
-        case Format.TABLE:
-            show_table(answer.names, answer.rows)
+    _write(ask(current(load_settings().data_dir), sql), format, to)
+
+
+@command(app)
+def export(
+    mart: Annotated[
+        str, typer.Option(help="Which mart, such as meetings; see docs/data-dictionary.md.", metavar="NAME")
+    ],
+    to: Annotated[Path, typer.Option(help="The file; its ending says how: .csv, .json or .parquet.", metavar="FILE")],
+    verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """Write a whole mart to a file.
+
+    Example: contio-pipeline export --mart person_week --to person_week.csv
+    """
+    from contio_pipeline.marts import MARTS
+    from contio_pipeline.publish import ask, current
+    from contio_pipeline.settings import load_settings
+
+    names = [one.name for one in MARTS]
+    if mart not in names:
+        raise ConfigError(f"there is no mart {mart!r}; there are {', '.join(names)}")
+    _write(ask(current(load_settings().data_dir), f"FROM mart.{mart}"), None, to)
+
+
+def _write(answer: Answer, how: Format | None, to: Path | None) -> None:
+    """Write rows where and how it was asked; a file is whole or not there."""
+    if to and not how:
+        how = next((one for one in Format if one is not Format.TABLE and to.suffix.lower() == f".{one}"), None)
+        if not how:
+            raise ConfigError(f"{to} must end in .csv, .json or .parquet, or --format must say how to write it")
+    if how is Format.PARQUET:
+        if not to:
+            raise ConfigError("Parquet is written to a file: name it with --to")
+        answer.save(to)
+    elif to:
+        part = to.with_name(f".{to.name}.part")
+        try:
+            with part.open("w", encoding="utf-8", newline="") as file, redirect_stdout(file):
+                _print(answer, how or Format.TABLE)
+            part.replace(to)
+        finally:
+            part.unlink(missing_ok=True)
+    else:
+        _print(answer, how or Format.TABLE)
+
+
+def _print(answer: Answer, how: Format) -> None:
+    match how:
         case Format.CSV:
             writer = csv.writer(sys.stdout, lineterminator="\n")
             writer.writerow(answer.names)
@@ -100,6 +161,8 @@ def query(
                 record = dict(zip(answer.names, values, strict=True))
                 print("," if number else "", json.dumps(record, ensure_ascii=False, default=as_text), sep="\n", end="")
             print("\n]")
+        case _:
+            show_table(answer.names, answer.rows)
 
 
 def _json_value(value: Any) -> Any:

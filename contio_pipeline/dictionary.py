@@ -1,0 +1,45 @@
+"""The data dictionary: every table and column that is published, and what it means, as Markdown (docs/data-dictionary.md).
+
+What lives here: how it is laid out. What never does: a sentence about data; those are in the declarations, and in the published file
+as comments, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from contio_pipeline.marts import MARTS
+from contio_pipeline.streams import STREAMS, Stream, tables
+from contio_pipeline.workfile import SQL_TYPES
+
+_HEAD = """# Data dictionary
+
+Made of the declarations by `make dictionary`; a test fails when it is not what they say. The same sentences are comments in the published
+file: `SELECT * FROM duckdb_columns()`, and what BI tools show beside a column.
+
+- **mart** is where to begin: a thing is one row, whoever sees it, with ids that are in use and days that are local (`CONTIO_TIMEZONE`).
+- **raw** is what the API holds, a row for each account that sees it, and every version of it.
+- **ops** is what was listed, when, and whether it is complete.
+"""
+
+
+def dictionary(streams: tuple[Stream, ...] = STREAMS) -> str:
+    """All of it, ending in a newline."""
+    parts = [_HEAD]
+    for schema in ("mart", "raw", "ops"):
+        parts.append(f"## {schema}\n")
+        for mart in MARTS if schema == "mart" else ():
+            parts.append(_table(mart.full_name, mart.doc, ((one.name, one.type, one.doc) for one in mart.fields)))
+        for table in tables(streams):
+            if table.schema == schema:
+                columns = ((one.name, SQL_TYPES[one.kind], one.doc) for one in table.columns)
+                parts.append(_table(table.full_name, table.doc, columns))
+    return "\n".join(parts)
+
+
+def _table(name: str, doc: str, columns: Iterable[tuple[str, str, str]]) -> str:
+    rows = "".join(
+        f"| `{column}` | {kind.replace('TIMESTAMP WITH TIME ZONE', 'TIMESTAMPTZ')} | {meaning.replace('|', chr(92) + '|')} |\n"
+        for column, kind, meaning in columns
+    )
+    return f"### {name}\n\n{doc}\n\n| column | type | meaning |\n|---|---|---|\n{rows}"

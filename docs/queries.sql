@@ -1,0 +1,85 @@
+-- Questions that people ask, and their SQL. Run one with: contio-pipeline query "…", or in any tool that reads DuckDB.
+-- Days are local (CONTIO_TIMEZONE); what is gone has a deleted_at.
+
+-- How many hours of meetings did each person have in each of the last eight weeks?
+SELECT name, week_start, round(minutes / 60, 1) AS hours, events
+FROM mart.person_week JOIN mart.people ON people.id = person_id
+WHERE week_start > current_date - 56 AND week_start <= current_date
+ORDER BY week_start DESC, hours DESC;
+
+-- Who is booked twice most often?
+SELECT name, round(sum(minutes_booked - minutes) / 60, 1) AS hours_double_booked
+FROM mart.person_week JOIN mart.people ON people.id = person_id
+GROUP BY ALL HAVING hours_double_booked > 0 ORDER BY hours_double_booked DESC LIMIT 20;
+
+-- What is open, by person, and how much of it is overdue?
+SELECT coalesce(name, assigned_to_user_id, '(nobody)') AS person, count(*) AS open,
+    count(*) FILTER (due_date < current_date) AS overdue
+FROM mart.action_items LEFT JOIN mart.people ON people.id = assigned_to_user_id
+WHERE action_items.deleted_at IS NULL AND NOT is_completed AND status IS DISTINCT FROM 'cancelled'
+GROUP BY ALL ORDER BY overdue DESC, open DESC;
+
+-- Which action items have been overdue the longest, and from which meeting did they come?
+SELECT i.title, due_date, current_date - due_date AS days_overdue, m.title AS meeting
+FROM mart.action_items i LEFT JOIN mart.meetings m ON m.id = i.meeting_id
+WHERE i.deleted_at IS NULL AND NOT is_completed AND due_date < current_date
+ORDER BY due_date LIMIT 20;
+
+-- How did open and overdue action items develop?
+SELECT day, open, overdue, open_over_30_days, is_reconstructed FROM mart.action_item_daily
+WHERE day > current_date - 90 ORDER BY day;
+
+-- How many action items are created and completed in a week?
+SELECT date_trunc('week', day)::DATE AS week, sum(created)::BIGINT AS created, sum(completed)::BIGINT AS completed
+FROM mart.action_item_daily GROUP BY ALL ORDER BY week DESC LIMIT 26;
+
+-- How long does it take to complete an action item?
+SELECT date_trunc('month', completed_local_date)::DATE AS month, count(*) AS completed,
+    round(median(days_to_complete), 1) AS median_days, round(quantile_cont(days_to_complete, 0.9), 1) AS ninety_percent_within_days
+FROM mart.action_items WHERE is_completed AND deleted_at IS NULL AND completed_local_date IS NOT NULL
+GROUP BY ALL ORDER BY month DESC;
+
+-- Which meetings ended without notes and without action items?
+SELECT local_date, title, coalesce(name, created_by_user_id) AS created_by
+FROM mart.meeting_hygiene LEFT JOIN mart.people ON people.id = created_by_user_id
+WHERE NOT has_notes AND action_items = 0 ORDER BY local_date DESC LIMIT 50;
+
+-- What share of meetings leaves notes, month by month?
+SELECT date_trunc('month', local_date)::DATE AS month, count(*) AS meetings,
+    round(100 * avg(has_notes::INT), 1) AS percent_with_notes, round(100 * avg((action_items > 0)::INT), 1) AS percent_with_action_items
+FROM mart.meeting_hygiene WHERE local_date IS NOT NULL GROUP BY ALL ORDER BY month DESC;
+
+-- How long after the end of a meeting are its notes there?
+SELECT date_trunc('month', local_date)::DATE AS month, count(*) AS meetings, round(median(minutes_to_summary)) AS median_minutes
+FROM mart.time_to_summary WHERE NOT is_upper_bound AND minutes_to_summary IS NOT NULL GROUP BY ALL ORDER BY month DESC;
+
+-- Which events of the coming week have no Contio meeting?
+SELECT local_date, title, organizer_email FROM mart.calendar_linkage
+WHERE link = 'none' AND NOT is_all_day AND local_date BETWEEN current_date AND current_date + 7 ORDER BY local_date, title;
+
+-- Were meetings moved away from their calendar event?
+SELECT local_date, title, meeting_starts_later_minutes FROM mart.calendar_linkage
+WHERE link = 'linked' AND meeting_starts_later_minutes <> 0 ORDER BY abs(meeting_starts_later_minutes) DESC LIMIT 20;
+
+-- What share of meetings is prepared with context documents?
+SELECT date_trunc('month', local_date)::DATE AS month, count(*) AS meetings, count(*) FILTER (is_prepared) AS prepared,
+    round(100 * avg(is_prepared::INT), 1) AS percent_prepared
+FROM mart.context_coverage WHERE local_date IS NOT NULL GROUP BY ALL ORDER BY month DESC;
+
+-- Who meets whom most?
+SELECT a.email AS one, b.email AS other, count(DISTINCT a.event_id) AS events
+FROM mart.event_attendees a JOIN mart.event_attendees b ON b.event_id = a.event_id AND a.email < b.email
+WHERE a.deleted_at IS NULL AND a.type IS DISTINCT FROM 'resource' AND b.type IS DISTINCT FROM 'resource'
+    AND a.status IS DISTINCT FROM 'declined' AND b.status IS DISTINCT FROM 'declined'
+GROUP BY ALL ORDER BY events DESC LIMIT 20;
+
+-- Which meetings do several of us see, and which vanished for everybody?
+SELECT title, local_date, len(seen_by) AS accounts, deleted_at FROM mart.meetings
+WHERE len(seen_by) <> 1 ORDER BY deleted_at DESC NULLS LAST, local_date DESC LIMIT 50;
+
+-- What did a meeting's title and times use to be?
+SELECT id, _changed_at, _operation, title, start_time FROM raw.meetings_history
+WHERE id IN (SELECT id FROM raw.meetings_past) ORDER BY id, _changed_at LIMIT 100;
+
+-- Can I rely on what is published?
+SELECT account, stream, last_listed_at, is_complete, reason FROM mart.sync_health ORDER BY is_complete, account, stream;
