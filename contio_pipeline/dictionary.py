@@ -1,7 +1,7 @@
 """The data dictionary: every table and column that is published, and what it means, as Markdown (docs/data-dictionary.md).
 
-What lives here: how it is laid out. What never does: a sentence about data; those are in the declarations, and in the published file
-as comments, too.
+What lives here: how it is laid out. What never does: a sentence about data; those are in the declarations, and comments of the
+published file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contio_pipeline.workfile import SQL_TYPES
 
 _HEAD = """# Data dictionary
 
-Made of the declarations by `make dictionary`; a test fails when it is not what they say. The same sentences are comments in the published
-file: `SELECT * FROM duckdb_columns()`, and what BI tools show beside a column.
+Made of the declarations by `make dictionary`; a test fails when it is not what they say. The same sentences are comments in the
+published file: `SELECT * FROM duckdb_columns()`, and what BI tools show beside a column.
 
-- **mart** is where to begin: a thing is one row, whoever sees it, with ids that are in use and days that are local (`CONTIO_TIMEZONE`).
+- **mart** is where to begin: a thing is one row, whoever sees it, under the id that is in use; days are local (`CONTIO_TIMEZONE`).
 - **raw** is what the API holds, a row for each account that sees it, and every version of it.
 - **ops** is what was listed, when, and whether it is complete.
 """
@@ -28,12 +28,15 @@ def dictionary(streams: tuple[Stream, ...] = STREAMS) -> str:
     parts = [_HEAD]
     for schema in ("mart", "raw", "ops"):
         parts.append(f"## {schema}\n")
-        for mart in MARTS if schema == "mart" else ():
-            parts.append(_table(mart.full_name, mart.doc, ((one.name, one.type, one.doc) for one in mart.fields)))
-        for table in tables(streams):
-            if table.schema == schema:
-                columns = ((one.name, SQL_TYPES[one.kind], one.doc) for one in table.columns)
-                parts.append(_table(table.full_name, table.doc, columns))
+        if schema == "mart":
+            parts += [
+                _table(mart.full_name, mart.doc, [(f.name, f.type, f.doc) for f in mart.fields]) for mart in MARTS
+            ]
+        parts += [
+            _table(table.full_name, table.doc, [(c.name, SQL_TYPES[c.kind], c.doc) for c in table.columns])
+            for table in tables(streams)
+            if table.schema == schema
+        ]
     return "\n".join(parts)
 
 

@@ -469,7 +469,7 @@ MARTS: tuple[Mart, ...] = (
     ),
     Mart(
         "person_week",
-        "How much of a week a person spends in meetings of the calendars that are read: events that they did not decline or organize; "
+        "What a person's week holds in meetings of the calendars that are read: events that they organize or did not decline; "
         "all-day events, and those of a day or longer, are absences and not counted.",
         _fields(
             person_id=("VARCHAR", "The person, see mart.people."),
@@ -531,8 +531,8 @@ MARTS: tuple[Mart, ...] = (
     ),
     Mart(
         "context_coverage",
-        "A meeting: whether it was prepared. Only documents that the current partner application uploaded are visible, so others may "
-        "have prepared it all the same.",
+        "A meeting: whether it was prepared. Only documents that the current partner application uploaded are visible, so it may "
+        "have been prepared all the same.",
         _fields(
             meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
             title=("VARCHAR", "Title."),
