@@ -17,7 +17,8 @@ _HEAD = """# Data dictionary
 Made of the declarations by `make dictionary`; a test fails when it is not what they say. The same sentences are comments in the
 published file: `SELECT * FROM duckdb_columns()`, and what BI tools show beside a column.
 
-- **mart** is where to begin: a thing is one row, whoever sees it, under the id that is in use; days are local (`CONTIO_TIMEZONE`).
+- **mart** is where to begin: a thing is one row, whoever sees it, under the id that is in use, and days
+  are local (`CONTIO_TIMEZONE`).
 - **raw** is what the API holds, a row for each account that sees it, and every version of it.
 - **ops** is what was listed, when, and whether it is complete.
 """

@@ -204,6 +204,19 @@ def people(seen: Seen) -> Iterable[Row]:
             emails[key] |= {address} if address else set()
             names[key] += [(rank, name)] if name else []
 
+    _tell_all(seen, profiles, tell)
+    users = {profile["id"] for profile in profiles} | {key for key in sources if "@" not in key}
+    for key, where in sources.items():
+        yield {
+            "id": key,
+            "user_id": key if key in users else None,
+            "email": min(emails[key], default=None),
+            "name": min(names[key], default=(0, None))[1],
+            "sources": sorted(where),
+        }
+
+
+def _tell_all(seen: Seen, profiles: list[Row], tell: Callable[[str, int, Any, Any, Any], None]) -> None:
     for profile in profiles:
         tell("accounts", 1, profile["id"], email(profile.get("email")), profile.get("display_name"))
     for stream, field in (
@@ -220,15 +233,6 @@ def people(seen: Seen) -> Iterable[Row]:
     for event in calendar_events(seen):
         if event["organizer_email"]:
             tell("calendar_events", 2, None, event["organizer_email"], event["organizer_name"])
-    users = {profile["id"] for profile in profiles} | {key for key in sources if "@" not in key}
-    for key, where in sources.items():
-        yield {
-            "id": key,
-            "user_id": key if key in users else None,
-            "email": min(emails[key], default=None),
-            "name": min(names[key], default=(0, None))[1],
-            "sources": sorted(where),
-        }
 
 
 def week_of(moment: datetime) -> date:
