@@ -8,6 +8,7 @@ sees it: the newest version that an account sees, under the id that is in use. I
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -33,12 +34,14 @@ class Mart:
         doc: what one row is.
         fields: its columns, in order.
         sql: makes the SELECT of the time zone in which days are local, and of today (both as SQL).
+        stored: whether it is a table: dearer to make than to keep, and small.
     """
 
     name: str
     doc: str
     fields: tuple[Field, ...]
     sql: Callable[[str, str], str]
+    stored: bool = False
 
     @property
     def full_name(self) -> str:
@@ -53,6 +56,11 @@ class Mart:
             today: the local day of the publication.
         """
         return self.sql(literal(zone), f"DATE {literal(today.isoformat())}")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Full names of the tables and marts that its statement names."""
+        return frozenset(re.findall(r"\b(?:raw|ops|mart)\.\w+", self.sql("''", "''")))
 
 
 def _fields(**fields: tuple[str, str]) -> tuple[Field, ...]:
@@ -170,65 +178,63 @@ def _context_documents(_zone: str, _today: str) -> str:
 def _people(_zone: str, _today: str) -> str:
     return """
         WITH told AS (
-            SELECT id AS user_id, lower(email) AS email, display_name AS name, 'accounts' AS source, 1 AS rank FROM raw.accounts
-            UNION ALL
-            SELECT created_by_user_id, NULL, NULL, 'meetings', 9 FROM raw.meetings WHERE created_by_user_id <> ''
-            UNION ALL
-            SELECT assigned_to_user_id, NULL, NULL, 'action_items', 9 FROM raw.action_items WHERE assigned_to_user_id <> ''
-            UNION ALL
+            SELECT id AS user_id, lower(nullif(trim(email), '')) AS email, display_name AS name, 'accounts' AS source, 1 AS rank
+            FROM raw.accounts
+            UNION
+            SELECT created_by_user_id, NULL, NULL, 'meetings', 9 FROM raw.meetings
+            UNION
+            SELECT assigned_to_user_id, NULL, NULL, 'action_items', 9 FROM raw.action_items
+            UNION
             SELECT created_by_user_id, NULL, NULL, 'context_documents', 9 FROM raw.context_documents
-            WHERE created_by_user_id <> ''
-            UNION ALL
-            SELECT NULL, email, name, 'event_attendees', 3 FROM mart.event_attendees
-            WHERE email IS NOT NULL AND type IS DISTINCT FROM 'resource'
-            UNION ALL
+            UNION
+            SELECT NULL, email, name, 'event_attendees', 3 FROM mart.event_attendees WHERE type IS DISTINCT FROM 'resource'
+            UNION
             SELECT NULL, organizer_email, organizer_name, 'calendar_events', 2 FROM mart.calendar_events
-            WHERE organizer_email IS NOT NULL
         ),
-        known AS (SELECT email, min(user_id) AS user_id FROM told WHERE email <> '' AND user_id <> '' GROUP BY email),
+        owners AS (
+            SELECT email, min(user_id) AS owner FROM told WHERE email IS NOT NULL AND user_id <> '' GROUP BY email
+        ),
         whole AS (
-            SELECT told.* REPLACE (coalesce(told.user_id, known.user_id) AS user_id) FROM told LEFT JOIN known USING (email)
+            SELECT coalesce(nullif(user_id, ''), owner) AS user_id, coalesce(nullif(user_id, ''), owner, email) AS id, email,
+                name, source, rank, coalesce(owner, email) AS belongs_to
+            FROM told LEFT JOIN owners USING (email)
         )
-        SELECT coalesce(user_id, email) AS id, any_value(user_id) AS user_id,
-            arg_min(email, (rank, email)) FILTER (email IS NOT NULL) AS email,
-            arg_min(name, (rank, name)) FILTER (name <> '') AS name,
-            list(DISTINCT source ORDER BY source) AS sources
-        FROM whole WHERE coalesce(user_id, email) IS NOT NULL GROUP BY coalesce(user_id, email)"""
+        SELECT id, any_value(user_id) AS user_id, arg_min(email, (rank, email)) FILTER (email IS NOT NULL) AS email,
+            coalesce(list(DISTINCT email ORDER BY email) FILTER (belongs_to = id), []) AS emails,
+            arg_min(name, (rank, name)) FILTER (name <> '') AS name, list(DISTINCT source ORDER BY source) AS sources
+        FROM whole WHERE id IS NOT NULL GROUP BY id"""
 
 
 def _person_week(zone: str, _today: str) -> str:
-    monday = f"(week::TIMESTAMP AT TIME ZONE {zone})"
-    next_monday = f"((week + 7)::TIMESTAMP AT TIME ZONE {zone})"
     return f"""
         WITH named AS (
-            SELECT event_id, email, bool_or(status = 'declined') AS declined FROM mart.event_attendees
-            WHERE email IS NOT NULL AND type IS DISTINCT FROM 'resource' GROUP BY ALL
-            UNION
+            SELECT event_id, email, status = 'declined' AS declined FROM mart.event_attendees
+            WHERE email IS NOT NULL AND type IS DISTINCT FROM 'resource'
+            UNION ALL
             SELECT id, organizer_email, false FROM mart.calendar_events WHERE organizer_email IS NOT NULL
         ),
-        going AS (SELECT event_id, email FROM named GROUP BY ALL HAVING NOT bool_or(declined)),
+        going AS (SELECT event_id, email FROM named GROUP BY ALL HAVING NOT coalesce(bool_or(declined), false)),
         timed AS (
-            SELECT id, start_time, end_time FROM mart.calendar_events
+            SELECT id, start_time, end_time, date_trunc('week', local_date)::DATE AS first_week,
+                date_trunc('week', end_time AT TIME ZONE {zone})::DATE AS last_week
+            FROM mart.calendar_events
             WHERE deleted_at IS NULL AND local_date IS NOT NULL AND minutes > 0 AND minutes < 24 * 60
         ),
-        attended AS (
-            SELECT p.id AS person_id, t.id AS event_id, t.start_time, t.end_time
-            FROM timed t JOIN going g ON g.event_id = t.id JOIN mart.people p ON p.email = g.email
-        ),
         weeks AS (
-            SELECT *, unnest([
-                date_trunc('week', start_time AT TIME ZONE {zone})::DATE, date_trunc('week', end_time AT TIME ZONE {zone})::DATE
-            ]) AS week FROM attended
+            SELECT week, week::TIMESTAMP AT TIME ZONE {zone} AS monday, (week + 7)::TIMESTAMP AT TIME ZONE {zone} AS next_monday
+            FROM (SELECT first_week AS week FROM timed UNION SELECT last_week FROM timed)
         ),
         parts AS (
-            SELECT DISTINCT person_id, week, event_id, greatest(start_time, {monday}) AS begins,
-                least(end_time, {next_monday}) AS ends
-            FROM weeks WHERE end_time > {monday} AND start_time < {next_monday}
+            SELECT id AS event_id, week, greatest(start_time, monday) AS begins, least(end_time, next_monday) AS ends
+            FROM timed JOIN weeks ON week IN (first_week, last_week) WHERE end_time > monday AND start_time < next_monday
         ),
+        owners AS (SELECT id AS person_id, unnest(emails) AS email FROM mart.people),
+        attended AS (SELECT DISTINCT person_id, event_id FROM going JOIN owners USING (email)),
         reached AS (
             SELECT *, max(ends) OVER (
-                PARTITION BY person_id, week ORDER BY begins, ends, event_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-            ) AS until FROM parts
+                PARTITION BY person_id, week ORDER BY begins, ends ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ) AS until
+            FROM attended JOIN parts USING (event_id)
         )
         SELECT person_id, week AS week_start, count(*) AS events,
             sum(greatest(epoch(ends - greatest(begins, coalesce(until, begins))), 0)) / 60 AS minutes,
@@ -271,10 +277,13 @@ _ENDED = "status IN ('ended', 'completed')"
 
 def _meeting_hygiene(_zone: str, _today: str) -> str:
     return f"""
-        WITH items AS (SELECT meeting_id, count(*) AS n FROM mart.action_items WHERE deleted_at IS NULL GROUP BY ALL)
-        SELECT m.id AS meeting_id, title, local_date, created_by_user_id, {_NOTED} AS has_notes,
-            coalesce(n, 0) AS action_items
-        FROM mart.meetings m LEFT JOIN items ON items.meeting_id = m.id WHERE m.deleted_at IS NULL AND {_ENDED}"""
+        WITH items AS (SELECT meeting_id, count(*) AS n FROM mart.action_items WHERE deleted_at IS NULL GROUP BY ALL),
+        ended AS MATERIALIZED (  -- so that no join carries the notes along
+            SELECT id, title, local_date, created_by_user_id, {_NOTED} AS has_notes
+            FROM mart.meetings WHERE deleted_at IS NULL AND {_ENDED}
+        )
+        SELECT id AS meeting_id, title, local_date, created_by_user_id, has_notes, coalesce(n, 0) AS action_items
+        FROM ended LEFT JOIN items ON items.meeting_id = id"""
 
 
 def _calendar_linkage(_zone: str, _today: str) -> str:
@@ -462,10 +471,12 @@ MARTS: tuple[Mart, ...] = (
             id=("VARCHAR", "The Contio user's id where it is known, else the address."),
             user_id=("VARCHAR", "The Contio user's id; NULL for people outside."),
             email=("VARCHAR", "The address, in lower case; NULL where only an id is known."),
+            emails=("VARCHAR[]", "All addresses that are the person's, sorted; each is one person's only."),
             name=("VARCHAR", "The name: from the profile, else from a calendar; NULL where nothing tells it."),
             sources=("VARCHAR[]", "Where the person is named, sorted."),
         ),
         _people,
+        stored=True,
     ),
     Mart(
         "person_week",
@@ -479,6 +490,7 @@ MARTS: tuple[Mart, ...] = (
             minutes_booked=("DOUBLE", "The sum of their minutes in the week: overlaps count twice."),
         ),
         _person_week,
+        stored=True,
     ),
     Mart(
         "action_item_daily",
@@ -497,6 +509,7 @@ MARTS: tuple[Mart, ...] = (
             ),
         ),
         _action_item_daily,
+        stored=True,
     ),
     Mart(
         "meeting_hygiene",

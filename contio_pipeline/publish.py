@@ -15,6 +15,7 @@ becomes current: a reader that resolves `current` once sees one state of all tab
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -23,7 +24,8 @@ import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from contio_pipeline import __version__
 from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
 from contio_pipeline.folders import flush, private_file
 from contio_pipeline.integrity import MEND, contradictions
-from contio_pipeline.marts import MARTS
+from contio_pipeline.marts import MARTS, Mart
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import RUNS, Table, tables
 from contio_pipeline.warehouse import Warehouse
@@ -293,8 +295,11 @@ def _publish(
     staging.mkdir(parents=True, mode=0o700)
     with warehouse.closed_file() as file:
         shutil.copyfile(file, staging / DATABASE)
-    today = now.astimezone(ZoneInfo(zone)).date()
-    _make_marts(staging / DATABASE, zone, today)
+    selects = {mart.full_name: mart.select(zone, now.astimezone(ZoneInfo(zone)).date()) for mart in MARTS}
+    mart_prints = _mart_prints(selects, prints, tables(warehouse.streams), name)
+    had = before.manifest["mart_fingerprints"] if comparable and before else {}
+    kept = {mart: before.folder / _mart_part(mart) for mart in selects if before and had.get(mart) == mart_prints[mart]}
+    _make_marts(staging / DATABASE, selects, kept)
     with duckdb.connect(staging / DATABASE, read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         frugal(connection)
@@ -308,9 +313,8 @@ def _publish(
             [(rows[table.full_name],)] = connection.execute(f"SELECT count(*) FROM {table.full_name}").fetchall()
             if table.schema == "raw":
                 _write_months(connection, table, staging, prints[table.full_name], before if comparable else None)
-        rows |= _write_marts(
-            connection, staging, before if comparable and before and _same_marts(before, prints, zone, today) else None
-        )
+        for mart in MARTS:
+            rows[mart.full_name] = _write_mart(connection, mart, staging, kept.get(mart.full_name))
     manifest = {
         "generation": name,
         "published_at": now.isoformat(),
@@ -318,6 +322,7 @@ def _publish(
         "versions": {"contio-pipeline": __version__, "duckdb": duckdb.__version__},
         "fingerprints_of": _maker(zone),
         "fingerprints": prints,
+        "mart_fingerprints": mart_prints,
         "files": _files(staging),
     }
     (staging / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -351,10 +356,18 @@ def _maker(zone: str) -> str:
     return f"duckdb {duckdb.__version__}, contio-pipeline {__version__}, {zone}"
 
 
-def _same_marts(before: Generation, prints: dict[str, dict[str, str]], zone: str, today: date) -> bool:
-    """Whether all that marts are made of is as it was: rows, and the day."""
-    had = before.manifest["fingerprints"]
-    return before.published_at.astimezone(ZoneInfo(zone)).date() == today and had == prints
+def _mart_prints(
+    selects: dict[str, str], prints: dict[str, dict[str, str]], declared: tuple[Table, ...], once: str
+) -> dict[str, str]:
+    """Mart -> what changes when its statement does, or what it is made of; `once` where that changes unseen."""
+    known = {table.full_name: once if table.volatile else json.dumps(prints.get(table.full_name)) for table in declared}
+    for table in declared:
+        if table.shows:
+            known[table.full_name] = " ".join(known[shown.full_name] for shown in table.shows)
+    for mart in MARTS:
+        made_of = [selects[mart.full_name], *(known[name] for name in sorted(mart.reads))]
+        known[mart.full_name] = hashlib.sha256("\n".join(made_of).encode()).hexdigest()
+    return {mart.full_name: known[mart.full_name] for mart in MARTS}
 
 
 def _fingerprints(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[str, str]:
@@ -417,33 +430,43 @@ def _write_months(
             raise OSError(f"{_folder(table)} does not hold what was written to it: {', '.join(differ)}")
 
 
-def _make_marts(database: Path, zone: str, today: date) -> None:
-    """Put the marts' views and what they mean into the copy that is to be published."""
+def _make_marts(database: Path, selects: dict[str, str], kept: dict[str, Path]) -> None:
+    """Put the marts and what they mean into the copy that is to be published; `kept` are files of those that did not change."""
     with duckdb.connect(database) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        connection.execute("BEGIN")
-        connection.execute("CREATE OR REPLACE SCHEMA mart")
+        frugal(connection)
+        connection.execute("CREATE SCHEMA mart")
         for mart in MARTS:
-            connection.execute(f"CREATE VIEW {mart.full_name} AS {mart.select(zone, today)}")
-            connection.execute(f"COMMENT ON VIEW {mart.full_name} IS {literal(mart.doc)}")
+            kind, select = "TABLE" if mart.stored else "VIEW", selects[mart.full_name]
+            if mart.stored and (file := kept.get(mart.full_name)):
+                select = f"FROM read_parquet({literal(str(file))}, hive_partitioning = false)"
+            make = f"CREATE {kind} {mart.full_name} AS {select}"
+            with_room(connection, partial(connection.execute, make))
+        connection.execute("BEGIN")
+        for mart in MARTS:
+            kind = "TABLE" if mart.stored else "VIEW"
+            connection.execute(f"COMMENT ON {kind} {mart.full_name} IS {literal(mart.doc)}")
             for field in mart.fields:
                 connection.execute(f"COMMENT ON COLUMN {mart.full_name}.{quoted(field.name)} IS {literal(field.doc)}")
         connection.execute("COMMIT")
         connection.execute("CHECKPOINT")
 
 
-def _write_marts(connection: duckdb.DuckDBPyConnection, staging: Path, same: Generation | None) -> dict[str, int]:
-    """A file for each mart; where nothing that it is made of changed, the one that was. Returns mart -> rows."""
-    rows = {}
-    for mart in MARTS:
-        part = Path("parquet") / "mart" / mart.name / "part.parquet"
-        (staging / part).parent.mkdir(parents=True)
-        if same and (same.folder / part).is_file():
-            _link_or_copy(same.folder / part, staging / part)
-            rows[mart.full_name] = same.manifest["rows"][mart.full_name]
-        else:
-            [(rows[mart.full_name],)] = _copy(connection, f"FROM {mart.full_name}", staging / part)
-    return rows
+def _mart_part(mart: str) -> Path:
+    """Where its file is, below a generation, by its full name."""
+    return Path("parquet", *mart.split("."), "part.parquet")
+
+
+def _write_mart(connection: duckdb.DuckDBPyConnection, mart: Mart, staging: Path, kept: Path | None) -> int:
+    """Its file, or a link to that of the generation before; returns how many rows it has."""
+    part = staging / _mart_part(mart.full_name)
+    part.parent.mkdir(parents=True)
+    if kept and kept.is_file():
+        _link_or_copy(kept, part)
+        [(rows,)] = connection.execute(f"SELECT num_rows FROM parquet_file_metadata({literal(str(part))})").fetchall()
+    else:
+        [(rows,)] = _copy(connection, f"FROM {mart.full_name}", part)
+    return int(rows)
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, select: str, target: Path) -> list[tuple[int]]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, time, timedelta
@@ -13,6 +17,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 from conftest import Place
+from test_publish import READERS, ROOT
 from truth import Row, instant
 
 from contio_pipeline.marts import MARTS, Mart
@@ -211,6 +216,7 @@ def people(seen: Seen) -> Iterable[Row]:
             "id": key,
             "user_id": key if key in users else None,
             "email": min(emails[key], default=None),
+            "emails": sorted(emails[key]),
             "name": min(names[key], default=(0, None))[1],
             "sources": sorted(where),
         }
@@ -447,6 +453,50 @@ def test_marts_are_published_as_parquet_with_the_same_rows(place: Place) -> None
         rows = pq.ParquetFile(folder.folder / f"parquet/mart/{mart.name}/part.parquet").read().to_pylist()
         assert told(rows) == told(rows_of(place, mart)), mart.name
         assert folder.manifest["rows"][mart.full_name] == len(rows)
+
+
+@pytest.mark.synced
+@pytest.mark.parametrize("version", READERS)
+def test_every_duckdb_reads_the_same_of_every_mart_as_parquet_holds(place: Place, version: str) -> None:
+    script = """
+        import duckdb, sys
+        from pathlib import Path
+        folder = Path(sys.argv[1])
+        with duckdb.connect(folder / "contio.duckdb", read_only=True) as connection:
+            assert duckdb.__version__ == sys.argv[2], duckdb.__version__
+            for name in sys.argv[3:]:
+                for one, other in (("mart." + name, "read_parquet($file)"), ("read_parquet($file)", "mart." + name)):
+                    sql = f"SELECT count(*) FROM (FROM {one} EXCEPT ALL FROM {other})"
+                    file = str(folder / "parquet/mart" / name / "part.parquet")
+                    assert connection.execute(sql, {"file": file}).fetchall() == [(0,)], (one, other)
+        """
+    folder = str(current(place.settings.data_dir).folder)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), folder, version, *(mart.name for mart in MARTS)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / ".venv" / f"duckdb-{version}")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_did_not_change_is_the_same_file_and_what_did_is_not(place: Place) -> None:
+    place.sync()
+    first = current(place.settings.data_dir)
+    place.world.update("action_items", 1, title="another")
+    place.sync()
+    second = current(place.settings.data_dir)
+    files = {mart.name: f"parquet/mart/{mart.name}/part.parquet" for mart in MARTS}
+    same = {name for name, file in files.items() if (first.folder / file).samefile(second.folder / file)}
+    of_items = {"action_items", "action_item_daily", "meeting_hygiene", "people", "person_week"}
+    assert same == files.keys() - of_items - {"sync_health"}
+    place.overrides["timezone"] = ZONE
+    place.world.update("action_items", 1, title="once more")
+    place.sync()
+    third = current(place.settings.data_dir)
+    same = {name for name, file in files.items() if (second.folder / file).samefile(third.folder / file)}
+    assert not same & {"meetings", "person_week", "calendar_linkage"}
 
 
 @pytest.mark.synced
