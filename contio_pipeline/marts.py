@@ -264,7 +264,7 @@ def _action_item_daily(zone: str, today: str) -> str:
         ),
         sums AS (SELECT day, sum(COLUMNS(* EXCLUDE day)) FROM steps GROUP BY day),
         days AS (SELECT unnest(generate_series(min(opened), {today}, INTERVAL 1 DAY))::DATE AS day FROM items),
-        first_sync AS (SELECT {_day("min(started_at)", zone)} AS day FROM ops.runs)
+        first_sync AS (SELECT {_day("min(_first_seen_at)", zone)} AS day FROM raw.action_items)
         SELECT days.day, sum(coalesce(open, 0)) OVER past::BIGINT AS open, sum(coalesce(overdue, 0)) OVER past::BIGINT AS overdue,
             sum(coalesce(aged, 0)) OVER past::BIGINT AS open_over_30_days, coalesce(created, 0)::BIGINT AS created,
             coalesce(completed, 0)::BIGINT AS completed, coalesce(days.day < first_sync.day, true) AS is_reconstructed
@@ -505,7 +505,7 @@ MARTS: tuple[Mart, ...] = (
             completed=("BIGINT", "Action items that were completed on this day."),
             is_reconstructed=(
                 "BOOLEAN",
-                "True before the first sync: made of what the items say today, so what was deleted lacks.",
+                "True before the first sync of action items: made of what they say today, so what was deleted lacks.",
             ),
         ),
         _action_item_daily,

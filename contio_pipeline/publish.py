@@ -42,7 +42,7 @@ from contio_pipeline.marts import MARTS, Mart
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import RUNS, Table, tables
 from contio_pipeline.warehouse import Warehouse
-from contio_pipeline.workfile import frugal, literal, quoted, with_room
+from contio_pipeline.workfile import attach, frugal, literal, quoted, with_room
 
 log = logging.getLogger(__name__)
 
@@ -432,9 +432,11 @@ def _write_months(
 
 def _make_marts(database: Path, selects: dict[str, str], kept: dict[str, Path]) -> None:
     """Put the marts and what they mean into the copy that is to be published; `kept` are files of those that did not change."""
-    with duckdb.connect(database) as connection:
+    with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         frugal(connection)
+        attach(connection, database, "published")
+        connection.execute("USE published")
         connection.execute("CREATE SCHEMA mart")
         for mart in MARTS:
             kind, select = "TABLE" if mart.stored else "VIEW", selects[mart.full_name]
@@ -449,7 +451,7 @@ def _make_marts(database: Path, selects: dict[str, str], kept: dict[str, Path]) 
             for field in mart.fields:
                 connection.execute(f"COMMENT ON COLUMN {mart.full_name}.{quoted(field.name)} IS {literal(field.doc)}")
         connection.execute("COMMIT")
-        connection.execute("CHECKPOINT")
+        connection.execute("CHECKPOINT published")
 
 
 def _mart_part(mart: str) -> Path:

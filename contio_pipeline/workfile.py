@@ -218,7 +218,7 @@ class WorkFile:
             connection = self._duckdb()
             try:
                 connection.execute(f"ATTACH {literal(str(file))} AS old (READ_ONLY)")
-                _attach(connection, fresh, "fresh")
+                attach(connection, fresh, "fresh")
                 with_room(connection, lambda: connection.execute("COPY FROM DATABASE old TO fresh"))
                 connection.execute("CHECKPOINT fresh")
             except duckdb.Error as error:
@@ -287,7 +287,7 @@ class WorkFile:
         new = self.spill / "new.duckdb"
         connection = self._duckdb()
         try:
-            _attach(connection, new)
+            attach(connection, new)
             connection.execute("DETACH warehouse")
         finally:
             connection.close()
@@ -296,7 +296,7 @@ class WorkFile:
     def _connect(self) -> duckdb.DuckDBPyConnection:
         try:
             connection = self._duckdb()
-            _attach(connection, self.path)
+            attach(connection, self.path)
             connection.execute("USE warehouse")
         except duckdb.Error as error:
             raise self._failed(error) from None
@@ -393,7 +393,8 @@ class WorkFile:
                 )
 
 
-def _attach(connection: duckdb.DuckDBPyConnection, file: Path, name: str = "warehouse") -> None:
+def attach(connection: duckdb.DuckDBPyConnection, file: Path, name: str = "warehouse") -> None:
+    """Attach a file to be written, as all of ours are: with other row groups a checkpoint would write all tables anew."""
     connection.execute(
         f"ATTACH {literal(str(file))} AS {name} (STORAGE_VERSION {literal(STORAGE_VERSION)}, "
         f"ROW_GROUP_SIZE {_ROW_GROUP})"
