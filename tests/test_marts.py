@@ -490,7 +490,9 @@ def test_what_did_not_change_is_the_same_file_and_what_did_is_not(place: Place) 
     files = {mart.name: f"parquet/mart/{mart.name}/part.parquet" for mart in MARTS}
     same = {name for name, file in files.items() if (first.folder / file).samefile(second.folder / file)}
     of_items = {"action_items", "action_item_daily", "meeting_hygiene", "people", "person_week"}
-    assert second.database.stat().st_size < 1.2 * first.database.stat().st_size  # nothing but what changed is written anew
+    assert (
+        second.database.stat().st_size < 1.2 * first.database.stat().st_size
+    )  # nothing but what changed is written anew
     assert same == files.keys() - of_items - {"sync_health"}
     place.overrides["timezone"] = ZONE
     place.world.update("action_items", 1, title="once more")
