@@ -309,7 +309,14 @@ class Client:
         return read_page(kept, offset) if kept else self._ask(account, path, query, read)
 
     def pages(
-        self, account: str, path: str, params: dict[str, str], *, parallel: bool = True, journal: Journal | None = None
+        self,
+        account: str,
+        path: str,
+        params: dict[str, str],
+        *,
+        parallel: bool = True,
+        paged: bool = True,
+        journal: Journal | None = None,
     ) -> Iterator[tuple[Page, PagePlan]]:
         """All pages of a list, in order, each with the plan that has taken it in; look at `plan.problem` at any time.
 
@@ -318,14 +325,18 @@ class Client:
             path: of the list.
             params: its filters.
             parallel: fetch pages after the first on several threads; False inside a thread of `in_parallel`.
+            paged: whether the list takes `limit` and `offset`. Of one that does not, `offset` is tried where the one answer lacks
+                rows that it counts.
             journal: keeps what was answered, and answers what was asked for before.
         """
 
         def page(offset: int) -> Page:
-            query = {**params, "offset": str(offset)} | ({"limit": str(size)} if size else {})
+            query = (
+                params | ({"offset": str(offset)} if paged or offset else {}) | ({"limit": str(size)} if size else {})
+            )
             return self._page(account, path, query, journal)
 
-        size = self._page_size
+        size = self._page_size if paged else None
         first = None
         while not first:
             try:

@@ -118,7 +118,7 @@ class Fetcher:
         if isinstance(error, NotFound):
             try:
                 self._client.read(
-                    report.account, fill_path(stream.detail_path, id=row["id"], parent_id=row["parent_id"])
+                    report.account, fill_path(stream.detail_path or "", id=row["id"], parent_id=row["parent_id"])
                 )
             except NotFound:
                 report.warn(f"document {row['id']} is gone since it was listed: the next sync records it")

@@ -574,7 +574,7 @@ def _undocumented(case: _Examination) -> Iterator[Finding]:
         return
     before = _read_answers(path)
     try:
-        answers = probe(case.client, case.usable[0], case.now)
+        answers = probe(case.client, case.usable[0], case.now, case.settings.listed(STREAMS))
     except (AccountError, ApiError) as error:
         yield Finding("API", "undocumented", "warning", f"it could not be asked: {error}", "ask again in a few minutes")
         return

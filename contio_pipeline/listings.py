@@ -21,7 +21,7 @@ from contio_pipeline.protocol import Page, fill_path, row_identity
 from contio_pipeline.rows import decode
 from contio_pipeline.stage import Stage
 from contio_pipeline.streams import PROFILE_PATH, Stream, stream_named
-from contio_pipeline.warehouse import A_DAY, Listing, Scope
+from contio_pipeline.warehouse import A_DAY, Listing, Scope, too_many_lost
 from contio_pipeline.work import Done, StreamReport, Work
 
 log = logging.getLogger(__name__)
@@ -461,6 +461,35 @@ class Lister:
         missing, empty = self._list_parents(report, stream, parents)
         missing = sorted(self._warehouse.among(stream, account, missing, missing=True))
         missing = self._confirm_parents(report, stream, missing, empty)
+        if stream.detail_path:
+            self._confirm_children(report, stream, missing, empty)
+        else:
+            self._confirm_by_lists(report, stream, missing)
+        orphans = self._warehouse.orphans(stream, account)
+        self._settle(report, stream, gone=dict.fromkeys(orphans, "parent_not_found"))
+
+    def _confirm_by_lists(self, report: StreamReport, stream: Stream, missing: list[str]) -> None:
+        """Rows that cannot be read by id are gone when their parents' lists, read again, do not hold them either.
+
+        As many rows as no listing would be believed to lack are not taken to be gone either.
+        """
+        account = report.account
+        again = sorted(set(self._warehouse.parents_of(stream, account, missing).values()))
+        if not again:
+            return
+        counted = report.listing.rows, report.listing.total
+        lacking, _empty = self._list_parents(report, stream, again, anew=True)
+        report.listing.rows, report.listing.total = counted  # they were counted before
+        gone, live = sorted(set(missing) & set(lacking)), self._warehouse.live_rows(stream, account)
+        if len(gone) > max(self._believable.loss_count, self._believable.loss_share * live):
+            report.incomplete(too_many_lost(len(gone), live))
+        else:
+            self._settle(report, stream, gone=dict.fromkeys(gone, "not_listed"))
+        report.listing.missing = len(self._warehouse.among(stream, account, missing, missing=True))
+
+    def _confirm_children(self, report: StreamReport, stream: Stream, missing: list[str], empty: list[str]) -> None:
+        """Ask for each missing row by id; where one is there, its parent's list is read again."""
+        account = report.account
         verdicts = self._confirm(report, stream, missing, self._believable)
         if verdicts.hidden:
             lying = self._warehouse.parents_of(stream, account, sorted(verdicts.hidden)).values()
@@ -470,8 +499,6 @@ class Lister:
             report.listing.rows, report.listing.total = counted  # they were counted before
             verdicts.hidden &= set(lacking)
         self._judge_hidden(report, stream, verdicts, self._believable)
-        orphans = self._warehouse.orphans(stream, account)
-        self._settle(report, stream, gone=dict.fromkeys(orphans, "parent_not_found"))
 
     def _list_parents(
         self, report: StreamReport, stream: Stream, parents: list[str], *, anew: bool = False
@@ -484,7 +511,7 @@ class Lister:
             if anew:
                 journal.restart()
             try:
-                ask = partial(self._list_one, report.account, stream, journal)
+                ask = partial(self._list_one, report.account, stream, journal, there=anew and not stream.detail_path)
                 for listed in self._client.in_parallel(ask, parents):
                     waiting.append(listed)
                     done.add(failed=listed.failed)
@@ -555,21 +582,25 @@ class Lister:
         parent = stream_named(stream.parent or "", self._warehouse.streams)
         return self._warehouse.live_ids(parent, report.account, dates=dates, changed_since=now)
 
-    def _list_one(self, account: str, stream: Stream, journal: Journal, parent: str) -> _ChildList:
-        """The whole list of one parent; runs on a thread."""
+    def _list_one(
+        self, account: str, stream: Stream, journal: Journal, parent: str, *, there: bool = False
+    ) -> _ChildList:
+        """The whole list of one parent, which is known to be there or not; runs on a thread."""
         listed = _ChildList(parent)
         path = fill_path(stream.path, parent_id=parent)
         for attempt in range(_PASSES):
             listed.pages, listed.problem = [], None
             kept = None if attempt else journal
             try:
-                for page, plan in self._client.pages(account, path, {}, parallel=False, journal=kept):
+                for page, plan in self._client.pages(
+                    account, path, {}, parallel=False, paged=stream.paged, journal=kept
+                ):
                     listed.pages.append(page)
                     listed.total, listed.problem = plan.total, plan.problem
                     if plan.problem and not page.items:  # a total that no pages bear out would be walked without end
                         break
-            except NotFound:  # the list of an unknown parent may be empty or missing: the API does not say
-                return _ChildList(parent)
+            except NotFound as error:  # the list of an unknown parent may be empty or missing: the API does not say
+                return _ChildList(parent, problem=str(error) if there else None)
             except (ScopeMissing, Enough):
                 raise
             except ApiError as error:
@@ -604,7 +635,7 @@ class Lister:
     def _ask(self, account: str, stream: Stream, identity: str, parent: str = "") -> dict[str, Any] | ApiError:
         """One row by id, or why not; runs on a thread."""
         try:
-            return self._client.read(account, fill_path(stream.detail_path, id=identity, parent_id=parent or "-"))
+            return self._client.read(account, fill_path(stream.detail_path or "", id=identity, parent_id=parent or "-"))
         except ApiError as error:
             return error
 

@@ -147,12 +147,17 @@ def _calendar_events(zone: str, _today: str) -> str:
         FROM linked LEFT JOIN aliases ON old_id = linked_id"""
 
 
+def _each(column: str) -> str:
+    """SQL of the values of a JSON list, a row for each; none where it is no list."""
+    return f"unnest(CAST(CASE WHEN json_type({column}) = 'ARRAY' THEN {column} END AS JSON[]))"
+
+
 def _event_attendees(_zone: str, _today: str) -> str:
     return f"""
         WITH {_one_row_each("calendar_events")},
         each AS (
             SELECT key, lost_at, lower(nullif(trim(organizer ->> '$.email'), '')) AS organizer_email,
-                unnest(CAST(CASE WHEN json_type(attendees) = 'ARRAY' THEN attendees END AS JSON[])) AS one
+                {_each("attendees")} AS one
             FROM best
         )
         SELECT key AS event_id, lower(nullif(trim(one ->> '$.email'), '')) AS email, one ->> '$.name' AS name,
@@ -176,7 +181,7 @@ def _context_documents(_zone: str, _today: str) -> str:
 
 
 def _people(_zone: str, _today: str) -> str:
-    return """
+    return f"""
         WITH told AS (
             SELECT id AS user_id, lower(nullif(trim(email), '')) AS email, display_name AS name, 'accounts' AS source, 1 AS rank
             FROM raw.accounts
@@ -187,9 +192,14 @@ def _people(_zone: str, _today: str) -> str:
             UNION
             SELECT created_by_user_id, NULL, NULL, 'context_documents', 9 FROM raw.context_documents
             UNION
-            SELECT NULL, email, name, 'event_attendees', 3 FROM mart.event_attendees WHERE type IS DISTINCT FROM 'resource'
+            SELECT NULL, email, name, 'event_attendees', 4 FROM mart.event_attendees WHERE type IS DISTINCT FROM 'resource'
             UNION
-            SELECT NULL, organizer_email, organizer_name, 'calendar_events', 2 FROM mart.calendar_events
+            SELECT NULL, organizer_email, organizer_name, 'calendar_events', 3 FROM mart.calendar_events
+            UNION
+            SELECT user_id, lower(nullif(trim(email), '')), name, 'participants', 2 FROM raw.participants
+            UNION
+            SELECT one ->> '$.user_id', lower(nullif(trim(one ->> '$.email'), '')), one ->> '$.name', 'agenda_items', 2
+            FROM (SELECT {_each("presenter_details")} AS one FROM raw.agenda_items)
         ),
         owners AS (
             SELECT email, min(user_id) AS owner FROM told WHERE email IS NOT NULL AND user_id <> '' GROUP BY email
@@ -472,7 +482,10 @@ MARTS: tuple[Mart, ...] = (
             user_id=("VARCHAR", "The Contio user's id; NULL for people outside."),
             email=("VARCHAR", "The address, in lower case; NULL where only an id is known."),
             emails=("VARCHAR[]", "All addresses that are the person's, sorted; each is one person's only."),
-            name=("VARCHAR", "The name: from the profile, else from a calendar; NULL where nothing tells it."),
+            name=(
+                "VARCHAR",
+                "The name: from the profile, else from a meeting, else from a calendar; NULL where nothing tells it.",
+            ),
             sources=("VARCHAR[]", "Where the person is named, sorted."),
         ),
         _people,

@@ -222,7 +222,7 @@ def _compare_with_details(of: _List, known: Sequence[_Known]) -> None:
     compared = 0
     for row in known[:: max(1, len(known) // _DETAILS)][:_DETAILS]:
         try:
-            detail = of.client.read(of.account, fill_path(of.stream.detail_path, id=row.id))
+            detail = of.client.read(of.account, fill_path(of.stream.detail_path or "", id=row.id))
         except NotFound:  # it went meanwhile
             continue
         if detail.get("id") == row.id:  # not a redirect

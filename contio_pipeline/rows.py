@@ -24,6 +24,7 @@ ARROW_TYPES: dict[Kind, pa.DataType] = {
     "text": pa.string(),
     "boolean": pa.bool_(),
     "integer": pa.int64(),
+    "number": pa.float64(),
     "timestamp": pa.timestamp("us", "UTC"),
     "date": pa.date32(),
     "json": pa.string(),
@@ -278,6 +279,12 @@ def _integer(value: Any) -> int:
     return value
 
 
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise BrokenPromise(f"is {_kind_of(value)}, not a finite number")
+    return float(value)
+
+
 def _timestamp(value: Any) -> datetime:
     text = _text(value)
     match = _INSTANT.fullmatch(text)
@@ -313,6 +320,7 @@ _COERCIONS: dict[Kind, Callable[[Any], Any]] = {
     "text": _text,
     "boolean": _boolean,
     "integer": _integer,
+    "number": _number,
     "timestamp": _timestamp,
     "date": _date,
     "json": compact_json,

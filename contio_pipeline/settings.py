@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from dotenv.parser import parse_stream
 from platformdirs import user_state_path
 
 from contio_pipeline.errors import ConfigError
+from contio_pipeline.streams import STREAMS, Stream
 
 API_PREFIX = "/v1/partner/user"
 _PREFIX = "CONTIO_"
@@ -235,6 +236,14 @@ def _webhook(value: str) -> Secret:
     return Secret(value)
 
 
+def _optional_streams(value: str) -> tuple[str, ...]:
+    known = [stream.name for stream in STREAMS if stream.optional]
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if not set(names) <= set(known):
+        raise ValueError(f"must name some of {', '.join(known)}, with a comma between them")
+    return names
+
+
 def _client_id(value: str) -> str:
     if ":" in value:  # RFC 7617: the user part of Basic credentials cannot hold one
         raise ValueError("must not contain a colon")
@@ -270,6 +279,7 @@ class Settings:
     retry_seconds: float = _is(lambda text: _number(text, 0, 86_400), 600)
     calendar_start: date | None = _is(_day, None)
     calendar_end: date | None = _is(_day, None)
+    optional_streams: tuple[str, ...] = _is(_optional_streams, ())
     documents: Literal["finished", "all"] = _is(lambda text: _one_of(text, "finished", "all"), "finished")
     document_max_mb: int = _is(lambda text: _whole(text, 1), 1024)
     loss_share: float = _is(lambda text: _number(text, 0, 1), 0.5)
@@ -311,11 +321,11 @@ class Settings:
     def as_environment(self) -> dict[str, str]:
         """The variables that give another process the same settings; the secret is among them."""
         values = {name: getattr(self, name) for name in self.names()}
-        return {
-            f"{_PREFIX}{name.upper()}": value.reveal() if isinstance(value, Secret) else str(value)
-            for name, value in values.items()
-            if value is not None
-        }
+        return {f"{_PREFIX}{name.upper()}": _as_text(value) for name, value in values.items() if value is not None}
+
+    def listed(self, declared: Sequence[Stream]) -> tuple[Stream, ...]:
+        """Those of the streams that are listed: optional ones only where they are asked for."""
+        return tuple(stream for stream in declared if not stream.optional or stream.name in self.optional_streams)
 
     def calendar_range(self, now: datetime) -> tuple[datetime, datetime]:
         """The half-open range of days in which calendar events are listed: by default a year back, half a year ahead."""
@@ -370,7 +380,7 @@ def load_settings(**overrides: Any) -> Settings:
         raise ConfigError(f"{file} cannot be read: {error}") from None
     for name, value in overrides.items():
         if value is not None:
-            given[name] = value.reveal() if isinstance(value, Secret) else str(value)
+            given[name] = _as_text(value)
     texts = {"data_dir": "data", "state_dir": str(user_state_path("contio-pipeline", appauthor=False))} | given
     values: dict[str, Any] = {}
     for one in fields(Settings):
@@ -385,6 +395,13 @@ def load_settings(**overrides: Any) -> Settings:
         except ValueError as error:
             problems.append(str(error))
     raise ConfigError("; ".join(problems))
+
+
+def _as_text(value: Any) -> str:
+    """A value as the environment holds it."""
+    if isinstance(value, Secret):
+        return value.reveal()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _named(variables: Mapping[str, str | None]) -> dict[str, str]:

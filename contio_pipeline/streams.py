@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["text", "boolean", "integer", "timestamp", "date", "json"]
+Kind = Literal["text", "boolean", "integer", "number", "timestamp", "date", "json"]
 """`timestamp` is an instant in UTC; `date` is a calendar day; `json` is any JSON value as text."""
 
 
@@ -86,7 +86,7 @@ _STATE = (
         "text",
         "Why it is no longer visible: not_found (deleted or no longer shared; the API does not say), deleted (the API "
         "says so), access_lost (refused, or another account still reads it), merged (into another row, see "
-        "meeting_aliases), parent_not_found.",
+        "meeting_aliases), parent_not_found, not_listed (its parent's list, read twice, does not hold it any more).",
     ),
     Column(
         "_window_blind",
@@ -104,7 +104,8 @@ class Stream:
     Attributes:
         name: table, asset and Parquet folder.
         path: of the list, below `/v1/partner/user/`; `{parent_id}` where each parent row has a list of its own.
-        detail_path: of one row, with `{id}` and perhaps `{parent_id}`; how a row that went missing is asked for.
+        detail_path: of one row, with `{id}` and perhaps `{parent_id}`; how a row that went missing is asked for. None where the
+            API reads no single row: then its parent's list is read again, which must be one answer.
         scope: the OAuth scope that the list needs.
         doc: what one row is.
         columns: the fields of the API, `id` among them.
@@ -121,11 +122,13 @@ class Stream:
         status_field: the text column that says how far the processing of those bytes is.
         format_field: the text column that names the format of those bytes.
         app_scoped: whether only rows of the current partner application are visible: rows of another are not gone.
+        paged: whether the list takes `limit` and `offset`; otherwise it is one answer.
+        optional: whether it is listed only where `CONTIO_OPTIONAL_STREAMS` names it.
     """
 
     name: str
     path: str
-    detail_path: str
+    detail_path: str | None
     scope: str
     doc: str
     columns: tuple[Column, ...]
@@ -141,6 +144,8 @@ class Stream:
     status_field: str | None = None
     format_field: str | None = None
     app_scoped: bool = False
+    paged: bool = True
+    optional: bool = False
 
     def __post_init__(self) -> None:
         """Refuse declarations that the rest could only misread."""
@@ -165,7 +170,9 @@ class Stream:
             "a list of its own per parent has {parent_id} in its path": (self.parent is not None)
             == ("{parent_id}" in self.path),
             "lists below a parent take no dates": self.parent is None or self.dates == "none",
-            "detail_path has {id}": "{id}" in self.detail_path,
+            "detail_path has {id}": self.detail_path is None or "{id}" in self.detail_path,
+            "rows that cannot be read by id are a parent's, whose list is one answer": self.detail_path is not None
+            or (self.parent is not None and not self.paged and not self.content_path),
             "content_path has {id}": "{id}" in (self.content_path or "{id}"),
             "only lists below a parent have {parent_id}": bool(self.parent)
             or "{parent_id}" not in f"{self.path} {self.detail_path} {self.content_path}",
@@ -327,6 +334,61 @@ STREAMS: tuple[Stream, ...] = (
             created_at=("timestamp", "When it was created in Contio."),
             updated_at=("timestamp", "When it last changed in Contio."),
             deleted_at=("timestamp", "When Contio marked it deleted."),
+        ),
+    ),
+    Stream(
+        name="participants",
+        path="meetings/{parent_id}/participants",
+        detail_path=None,
+        paged=False,
+        optional=True,
+        scope="meetings:read",
+        doc="A participant of a meeting.",
+        parent="meetings",
+        date_field="created_at",
+        dates="none",
+        version_field="updated_at",
+        columns=_columns(
+            id=("text", "The participation's id."),
+            meeting_id=("text", "The meeting."),
+            user_id=("text", "The participant's user id, where they have a Contio account."),
+            name=("text", "The participant's name."),
+            email=("text", "The participant's address."),
+            role=("text", "EDITOR or VIEWER; new values may appear."),
+            is_attended=("boolean", "Whether the participant attended the meeting."),
+            created_at=("timestamp", "When the participant was added."),
+            updated_at=("timestamp", "When the participation last changed in Contio."),
+        ),
+    ),
+    Stream(
+        name="agenda_items",
+        path="meetings/{parent_id}/agenda-items",
+        detail_path=None,
+        paged=False,
+        optional=True,
+        scope="meetings:read",
+        doc="A point of a meeting's agenda.",
+        parent="meetings",
+        date_field="created_at",
+        dates="none",
+        version_field="updated_at",
+        columns=_columns(
+            id=("text", "The agenda item's id."),
+            meeting_id=("text", "The meeting."),
+            title=("text", "Title."),
+            description=("text", "Description."),
+            item_type=("text", "DISCUSSION, QUESTIONS_TO_ANSWER, BREAK or ADJOURN; new values may appear."),
+            status=("text", "pending, in_progress or completed; new values may appear."),
+            sequence=("text", "Its place in the agenda: a number as text."),
+            time_allocation_minutes=("number", "The time set aside for it, in minutes."),
+            presenter_details=(
+                "json",
+                "Presenters, each with user_id and, for users of the workspace, name and email.",
+            ),
+            presenters=("json", "The presenters' user ids (deprecated by the vendor: use presenter_details)."),
+            talking_points=("text", "Talking points that the account's user wrote; nobody else sees them in Contio."),
+            created_at=("timestamp", "When it was created in Contio."),
+            updated_at=("timestamp", "When it last changed in Contio."),
         ),
     ),
 )

@@ -92,14 +92,10 @@ def sync(
         ConfigError: nothing could be started.
         StorageError: the data folder cannot be used.
     """
-    contents = DOCUMENT_CONTENTS.name
-    unknown = [name for name in streams if name not in parts(declared)]
-    if unknown:
-        raise ConfigError(
-            f"there is no stream {', '.join(map(repr, unknown))}; there are: {', '.join(parts(declared))}"
-        )
-    names = [stream.name for stream in declared if not streams or stream.name in streams]
-    if contents in streams or (documents and any(stream.content_path for stream in declared if stream.name in names)):
+    contents, listed = DOCUMENT_CONTENTS.name, settings.listed(declared)
+    check_names(settings, streams, declared)
+    names = [stream.name for stream in listed if not streams or stream.name in streams]
+    if contents in streams or (documents and any(stream.content_path for stream in listed if stream.name in names)):
         names.append(contents)
     with Run(
         settings,
@@ -120,6 +116,21 @@ def sync(
 def parts(declared: tuple[Stream, ...] = STREAMS) -> tuple[str, ...]:
     """What a run can refresh, in the order in which it should: the streams, and the contents of documents."""
     return (*(stream.name for stream in declared), DOCUMENT_CONTENTS.name)
+
+
+def check_names(settings: Settings, streams: Sequence[str], declared: tuple[Stream, ...] = STREAMS) -> None:
+    """Whether streams of these names can be listed.
+
+    Raises:
+        ConfigError: there is no such stream, or it is optional and not asked for.
+    """
+    there = parts(settings.listed(declared))
+    for name in streams:
+        if name not in parts(declared):
+            raise ConfigError(f"there is no stream {name!r}; there are: {', '.join(there)}")
+        if name not in there:
+            wanted = ",".join([*settings.optional_streams, name])
+            raise ConfigError(f"the stream {name} is optional: set CONTIO_OPTIONAL_STREAMS={wanted}")
 
 
 def published_case(settings: Settings) -> Case:

@@ -301,10 +301,7 @@ class Warehouse(WorkFile):
         [(live,)] = run(f"SELECT count(*) FROM {table} WHERE _account = $account AND _deleted_at IS NULL")
         if len(ids) > max(scope.loss_count, scope.loss_share * live):
             listing.complete = False
-            listing.reason = (
-                f"the listing lacks {len(ids)} of {live} known rows, which looks like an outage rather than a clean-out: nothing "
-                "was marked as gone; look at the account in Contio, then sync again, with --accept-losses if they are gone indeed"
-            )
+            listing.reason = too_many_lost(len(ids), live)
             return []
         if ids:
             run(
@@ -735,6 +732,14 @@ class Warehouse(WorkFile):
         with self.transaction() as connection:
             connection.execute(f"DELETE FROM {RUNS.full_name} WHERE run_id = ?", [run["run_id"]])
             insert(connection, RUNS, run)
+
+
+def too_many_lost(lost: int, live: int) -> str:
+    """Why a listing is not believed that lacks so many of the live rows."""
+    return (
+        f"the listing lacks {lost} of {live} known rows, which looks like an outage rather than a clean-out: nothing "
+        "was marked as gone; look at the account in Contio, then sync again, with --accept-losses if they are gone indeed"
+    )
 
 
 def due_lists(

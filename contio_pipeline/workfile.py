@@ -84,6 +84,7 @@ SQL_TYPES: dict[Kind, str] = {
     "text": "VARCHAR",
     "boolean": "BOOLEAN",
     "integer": "BIGINT",
+    "number": "DOUBLE",
     "timestamp": "TIMESTAMPTZ",
     "date": "DATE",
     "json": "JSON",

@@ -207,6 +207,8 @@ def test_participants_and_agenda(sandbox: Sandbox, ana: httpx.Client) -> None:
         assert body["total"] == len(body["items"]) > 0
         assert {row["meeting_id"] for row in body["items"]} == {meeting_id}
         assert code(ana.get(f"/meetings/{uuid4()}/{part}")) == (404, "not_found")
+        refused = ana.get(f"/meetings/{meeting_id}/{part}", params={"offset": "0"})
+        assert code(refused) == (400, "invalid_query_parameters")
 
 
 # ----------------------------------------------------------------------------------------------------- errors

@@ -95,6 +95,11 @@ VARIABLES = {
     "retry_seconds": Variable(600, {"0": 0, "86400": 86_400}, ("-1", "86401", "nan", "never")),
     "calendar_start": Variable(None, {"2026-01-31": date(2026, 1, 31)}, ("2026-02-30", "yesterday", "31.1.2026")),
     "calendar_end": Variable(None, {"2026-01-31": date(2026, 1, 31)}, ("2026-02-30", "tomorrow")),
+    "optional_streams": Variable(
+        (),
+        {"participants": ("participants",), "agenda_items, participants": ("agenda_items", "participants")},
+        ("meetings", "participant"),
+    ),
     "documents": Variable("finished", {"finished": "finished", "all": "all"}, ("none", "ALL")),
     "document_max_mb": Variable(1024, {"1": 1, "50": 50}, ("0", "-1", "huge")),
     "loss_share": Variable(0.5, {"0": 0, "1": 1, "0.2": 0.2}, ("-0.1", "1.1", "nan", "half")),

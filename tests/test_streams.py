@@ -33,6 +33,9 @@ SPEC_FIELDS = {
     "calendar_events": "id title description start_time end_time location organizer attendees linked_meetings meeting_id",
     "context_documents": "id model_id meeting_id workspace_id title context_type source_format file_status source_id "
     "source_name partner_app_id platform_name created_by_user_id created_at updated_at deleted_at",
+    "participants": "id meeting_id user_id name email role is_attended created_at updated_at",
+    "agenda_items": "id meeting_id title description item_type status sequence time_allocation_minutes presenter_details "
+    "presenters talking_points created_at updated_at",
 }
 SPEC_PROFILE = "id display_name email timezone plan_type workspace_id workspace_name workspace_role created_at"
 SPEC_PATHS = {
@@ -40,6 +43,8 @@ SPEC_PATHS = {
     "action_items": ("action-items", "action-items/{id}"),
     "calendar_events": ("calendar/events", "calendar/events/{id}"),
     "context_documents": ("meetings/{parent_id}/context", "meetings/{parent_id}/context/{id}"),
+    "participants": ("meetings/{parent_id}/participants", None),
+    "agenda_items": ("meetings/{parent_id}/agenda-items", None),
 }
 WITH_PARENT = stream_named("context_documents")
 PLAIN = stream_named("meetings")

@@ -603,9 +603,10 @@ def test_no_documents_downloads_none(place: Place) -> None:
 # Streams are data -----------------------------------------------------------------------------------------------------
 
 AGENDA = Stream(
-    name="agenda_items",
+    name="agenda",
     path="meetings/{parent_id}/agenda-items",
-    detail_path="meetings/{parent_id}/agenda-items/{id}",
+    detail_path=None,
+    paged=False,
     scope="meetings:read",
     doc="An agenda item.",
     parent="meetings",
@@ -621,20 +622,20 @@ AGENDA = Stream(
 
 
 def test_a_new_declaration_is_a_table_a_history_parquet_and_a_listing(place: Place) -> None:
-    report = place.sync(accounts=["ana"], streams=["meetings", "agenda_items"], declared=(*STREAMS, AGENDA))
+    report = place.sync(accounts=["ana"], streams=["meetings", "agenda"], declared=(*STREAMS, AGENDA))
     assert report.complete
     wanted = {
         (item["id"], row["id"])
         for row in place.world.items("ana", "meetings")
-        for item in place.world.agenda_items("ana", row["id"]) or []
+        for item in place.world.items("ana", "agenda_items", parent=row["id"])
     }
     assert wanted
-    assert set(place.query("SELECT id, _parent_id FROM raw.agenda_items")) == wanted
-    assert place.query("SELECT count(*) FROM raw.agenda_items_history") == [(len(wanted),)]
+    assert set(place.query("SELECT id, _parent_id FROM raw.agenda")) == wanted
+    assert place.query("SELECT count(*) FROM raw.agenda_history") == [(len(wanted),)]
     folder = current(place.settings.data_dir).folder
-    assert list((folder / "parquet/raw/agenda_items").glob("month=*/part.parquet"))
+    assert list((folder / "parquet/raw/agenda").glob("month=*/part.parquet"))
     comments = place.query("""SELECT column_name, comment FROM duckdb_columns()
-                              WHERE table_name = 'agenda_items' AND column_name = 'sequence'""")
+                              WHERE table_name = 'agenda' AND column_name = 'sequence'""")
     assert comments == [("sequence", "Place in the agenda.")]
 
 

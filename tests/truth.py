@@ -98,7 +98,7 @@ def check(
     accounts = accounts or list(world.accounts)
     with duckdb.connect(generation.database, read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        for stream in STREAMS:
+        for stream in settings.listed(STREAMS):
             if streams and stream.name not in streams:
                 continue
             rows = [row for row in stored(connection, stream.table.full_name) if row["_deleted_at"] is None]

@@ -115,13 +115,15 @@ def plan(
     from contio_pipeline.plan import estimate
     from contio_pipeline.settings import load_settings
     from contio_pipeline.streams import STREAMS
+    from contio_pipeline.sync import check_names
     from contio_pipeline.warehouse import Window
 
     settings = load_settings()
+    check_names(settings, stream or ())
     found = estimate(
         settings,
         accounts=account or TokenStore(settings.state_dir).names(),
-        streams=[one for one in STREAMS if not stream or one.name in stream],
+        streams=[one for one in settings.listed(STREAMS) if not stream or one.name in stream],
         window=Window(*_window(since, until, night=night)),
         night=night,
         documents=documents,

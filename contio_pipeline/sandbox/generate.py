@@ -31,6 +31,7 @@ PEOPLE: Final = (
     "ana", "bo", "cem", "dia", "eli", "fay", "gus", "hana", "ivo", "jun", "kai", "lea", "mio", "noa", "oto",
     "pia",
 )  # fmt: skip
+GUESTS: Final = ("Quinn", "Rosa", "Sam", "Tara", "Uma", "Zoë")
 TITLES: Final = (
     "Weekly sync", "Pipeline review", "Quarterly planning", "Customer call: Northwind", "Design critique",
     "1:1", "Incident review", "Hiring loop", "Board preparation", "Contract renewal", "Retrospective",
@@ -251,6 +252,29 @@ QUIRKS: Final[dict[str, tuple[Mapping[str, Any], ...]]] = {
         {"ai_score": 3, "preprocessing": {"steps": ["scrub", "convert"], "took_ms": 12.5}},
         {"updated_at": MISSING},
         {"created_at": MISSING, "created_by_user_id": None},
+    ),
+    "participants": (
+        {"email": MISSING, "name": EMOJI},
+        {"email": None},
+        {"name": MISSING},
+        {"user_id": None},
+        {"is_attended": MISSING, "role": "GUEST"},
+        {"is_attended": None, "updated_at": MISSING},
+        {"email": lambda row: f" {row['email'].upper()} "},
+        {"rsvp": {"status": "yes"}},
+        {"created_at": MISSING},
+    ),
+    "agenda_items": (
+        {"presenter_details": MISSING, "presenters": MISSING},
+        {"presenter_details": None, "presenters": []},
+        {"time_allocation_minutes": MISSING, "description": None},
+        {"time_allocation_minutes": 0},
+        {"title": EMOJI, "sequence": "1.5"},
+        {"title": RIGHT_TO_LEFT, "status": "skipped"},
+        {"description": LONG_NOTES},
+        {"content": {"blocks": [1, 2]}},
+        {"updated_at": MISSING},
+        {"created_at": MISSING},
     ),
 }
 """Per stream, the patches that are dealt out to its rows in turn; a value may be a function of the row."""

@@ -614,15 +614,19 @@ class Sandbox:
         return Response(file.content(), headers=headers, media_type="application/octet-stream")
 
     def _participants(self, call: _Call) -> Response:
-        return self._unpaged(self.world.participants(call.account, call.uuid("id", "meeting")))
+        return self._unpaged(call, "participants")
 
     def _agenda_items(self, call: _Call) -> Response:
-        return self._unpaged(self.world.agenda_items(call.account, call.uuid("id", "meeting")))
+        return self._unpaged(call, "agenda_items")
 
-    @staticmethod
-    def _unpaged(rows: list[Row] | None) -> Response:
-        if rows is None:
+    def _unpaged(self, call: _Call, stream: str) -> Response:
+        """All rows below a meeting in one answer; `limit` and `offset`, which the API does not document here, are refused."""
+        meeting_id = call.uuid("id", "meeting")
+        if unknown := call.query.keys() & {"limit", "offset"}:
+            raise _Refused(400, "invalid_query_parameters", f"Unknown {', '.join(sorted(unknown))}", "list")
+        if (self.world.get(call.account, "meetings", meeting_id) or {}).get("id") != meeting_id:
             raise _Refused(404, "not_found", "Meeting not found", "api")
+        rows = self.world.select(call.account, stream, parent=meeting_id)
         return _json({"items": rows, "total": len(rows), "limit": max(DEFAULT_LIMIT, len(rows)), "offset": 0})
 
     @staticmethod

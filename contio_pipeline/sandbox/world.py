@@ -52,7 +52,10 @@ STREAMS: Final = {
     "action_items": StreamRules("created_at", True, ("created_at", "due_date"), True),
     "calendar_events": StreamRules("start_time", False, ("start_time", "end_time"), False),
     "context_documents": StreamRules("created_at", True, ("created_at",), True),
+    "participants": StreamRules("created_at", False, ("created_at",), True),
+    "agenda_items": StreamRules("created_at", False, ("created_at",), True),
 }
+_BELOW_MEETINGS: Final = ("context_documents", "participants", "agenda_items")
 
 CHANGES: Final = (
     "insert", "update", "move", "delete", "hide", "unhide", "merge", "process_documents", "rewrite_contents",
@@ -107,12 +110,15 @@ class _Record:
     The links and times are kept apart from the row, so that `update(meeting_id=17)` or
     `update(start_time="soon")` makes a row that breaks its promise *in* the list where it belongs, instead of
     dropping it from the list.
+
+    `private` are the fields that one account alone is shown, by its name.
     """
 
     row: Row
     meeting: str | None = None
     owner: str | None = None
     file: File | None = None
+    private: dict[str, Row] = field(default_factory=dict)
     times: dict[str, datetime] = field(default_factory=dict)
 
     def patch(self, fields: Mapping[str, Any]) -> None:
@@ -121,6 +127,10 @@ class _Record:
         self.row = patched(self.row, fields)
         if isinstance(fields.get("meeting_id"), str):
             self.meeting = fields["meeting_id"]
+
+    def shown(self, account: str) -> Row:
+        """The row as the account sees it."""
+        return {**self.row, **self.private[account]} if account in self.private else self.row
 
     def when(self, name: str) -> datetime | None:
         value = self.row.get(name)
@@ -215,6 +225,7 @@ class World:
         self._sees: dict[str, set[str]] = {name: set() for name in self.accounts}
         self._hidden: dict[str, set[str]] = {name: set() for name in self.accounts}
         self._generate(meetings, days)
+        self._generate_agendas(Random(f"contio sandbox agendas {seed}"))
 
     # --------------------------------------------------------------------------------------------- generation
 
@@ -262,6 +273,59 @@ class World:
                     private = start + timedelta(hours=rng.choice((-30, -3, 3, 27)))
                     self._add_event(events[name], name, private, None)
                     events[name] += 1
+
+    def _generate_agendas(self, rng: Random) -> None:
+        """Participants and agenda of each meeting, by dice of their own, so that everything else is as it was."""
+        for number, (meeting_id, meeting) in enumerate(self._rows["meetings"].items()):
+            at = parse_time(meeting.row.get("created_at")) or self.now
+            going = [account for name, account in self.accounts.items() if meeting_id in self._sees[name]]
+            for position, account in enumerate(going):
+                email = account.profile["email"]
+                person = {"user_id": account.user_id, "name": account.profile["display_name"], "email": email}
+                self._add_participant(rng, meeting_id, at, {**person, "role": "VIEWER" if position else "EDITOR"})
+            for guest in rng.sample(generate.GUESTS, rng.choice((0, 0, 1, 2))):
+                self._add_participant(rng, meeting_id, at, {"name": guest, "email": f"{guest.lower()}@guest.example"})
+            for position in range(30 if number == 1 else rng.randint(0, 3)):
+                self._add_agenda_item(rng, meeting_id, at, position)
+
+    def _add_participant(
+        self, rng: Random, meeting_id: str, at: datetime, fields: Mapping[str, Any], number: int | None = 0
+    ) -> str:
+        ordinal = len(self._rows["participants"]) if number is not None else None
+        row = {"id": uid(rng), "meeting_id": meeting_id, "role": "VIEWER", "is_attended": rng.random() < 0.7, **fields}
+        times = {"created_at": stamp(at), "updated_at": stamp(at)} if number is not None else self._times(None, at)
+        return self._put("participants", _Record(patched({**times, **row}, {}), meeting_id), ordinal, {})
+
+    def _add_agenda_item(
+        self,
+        rng: Random,
+        meeting_id: str,
+        at: datetime,
+        position: int,
+        fields: Mapping[str, Any] | None = None,
+        number: int | None = 0,
+    ) -> str:
+        ordinal = len(self._rows["agenda_items"]) if number is not None else None
+        presenter = rng.choice(list(self.accounts.values()))
+        known = {"name": presenter.profile["display_name"], "email": presenter.profile["email"]}
+        row = {
+            "id": uid(rng),
+            "meeting_id": meeting_id,
+            "title": rng.choice(generate.TASKS),
+            "description": rng.choice(generate.SENTENCES),
+            "item_type": rng.choice(("DISCUSSION", "QUESTIONS_TO_ANSWER", "BREAK", "ADJOURN")),
+            "status": rng.choice(("pending", "in_progress", "completed")),
+            "sequence": str(100 * (position + 1)),
+            "time_allocation_minutes": rng.choice((5, 10, 12.5)),
+            "presenter_details": [{"user_id": presenter.user_id, **known}, {"user_id": uid(rng)}],
+            "presenters": [presenter.user_id],
+            **({"created_at": stamp(at), "updated_at": stamp(at)} if number is not None else self._times(None, at)),
+        }
+        record = _Record(row, meeting_id)
+        for name in self.accounts:
+            if meeting_id in self._sees[name] and rng.random() < 0.3:
+                record.private[name] = {"talking_points": f"Private to {name}: {rng.choice(generate.SENTENCES)}"}
+        return self._put("agenda_items", record, ordinal, fields or {})
 
     def _put(self, stream: str, record: _Record, number: int | None, fields: Mapping[str, Any]) -> str:
         """File a new row under its id, with the quirk of its ordinal (None: plain) and the fields."""
@@ -480,7 +544,7 @@ class World:
         if key not in self._cache:
             name = by or STREAMS[stream].filter_field
             visible = (
-                _Entry(record.when(name), row_id, record.row)
+                _Entry(record.when(name), row_id, record.shown(account))
                 for row_id, record in self._records(stream, parent).items()
                 if self._visible(account, stream, record)
             )
@@ -515,45 +579,6 @@ class World:
         if self.get(account, "context_documents", document_id, parent=meeting_id) is None:
             return None
         return self._rows["context_documents"][document_id].file
-
-    @_locked
-    def participants(self, account: str, meeting_id: str) -> list[Row] | None:
-        """The meeting's participants: every user who sees it; None when this account does not."""
-        meeting = self._rows["meetings"].get(meeting_id)
-        if meeting is None or not self._sees_meeting(account, meeting_id):
-            return None
-        return [
-            {
-                "id": uid(Random(f"{meeting_id} {name}")),
-                "meeting_id": meeting_id,
-                "user_id": other.user_id,
-                "name": other.profile.get("display_name"),
-                "email": other.profile.get("email"),
-                "role": "VIEWER" if number else "EDITOR",
-                "is_attended": number % 3 != 2,
-            }
-            for number, (name, other) in enumerate(self.accounts.items())
-            if meeting_id in self._sees[name]
-        ]
-
-    @_locked
-    def agenda_items(self, account: str, meeting_id: str) -> list[Row] | None:
-        """The meeting's agenda, one to three points; None when this account does not see the meeting."""
-        if meeting_id not in self._rows["meetings"] or not self._sees_meeting(account, meeting_id):
-            return None
-        rng = Random(meeting_id)
-        return [
-            {
-                "id": uid(rng),
-                "meeting_id": meeting_id,
-                "title": rng.choice(generate.TASKS),
-                "item_type": "DISCUSSION",
-                "status": "pending",
-                "sequence": str(number),
-                "time_allocation_minutes": rng.choice((5, 10, 12.5)),
-            }
-            for number in range(1, rng.randint(2, 4))
-        ]
 
     @_locked
     def truth(self, account: str) -> dict[str, Any]:
@@ -618,9 +643,14 @@ class World:
             return [self._add_meeting(None, start or at, names, fields) for at in recent]
         if stream == "calendar_events":
             return [self._add_event(None, names[0], start or at, None, fields) for at in recent]
-        add = {"action_items": self._add_action_item, "context_documents": self._add_document}[stream]
         visible = [i for i in self._rows["meetings"] if any(self._sees_meeting(name, i) for name in names)]
         meetings = [fields.get("meeting_id") or self._rng.choice(visible) for _ in range(count)]
+        if stream == "participants":
+            guest = {"name": "Guest", "email": "guest@guest.example", **fields}
+            return [self._add_participant(self._rng, meeting, self.now, guest, None) for meeting in meetings]
+        if stream == "agenda_items":
+            return [self._add_agenda_item(self._rng, meeting, self.now, 40, fields, None) for meeting in meetings]
+        add = {"action_items": self._add_action_item, "context_documents": self._add_document}[stream]
         return [add(None, meeting, at, fields) for meeting, at in zip(meetings, recent, strict=True)]
 
     @_change
@@ -647,16 +677,16 @@ class World:
 
     @_change
     def delete(self, stream: str, count: int = 1, *, ids: Sequence[str] | None = None) -> list[str]:
-        """Delete rows. A meeting takes its context documents along; its action items stay, with its id.
+        """Delete rows. A meeting takes what is below it along; its action items stay, with its id.
 
         Deleted rows are gone from lists and details; the API never shows a `deleted_at` that is set.
         """
         picked = self._pick(stream, count, ids)
         if stream == "meetings":
             gone = set(picked)
-            documents = self._rows["context_documents"]
-            orphans = [row_id for row_id, record in documents.items() if record.meeting in gone]
-            self._remove("context_documents", orphans)
+            for below in _BELOW_MEETINGS:
+                orphans = [row_id for row_id, record in self._rows[below].items() if record.meeting in gone]
+                self._remove(below, orphans)
         self._remove(stream, picked)
         return picked
 
@@ -681,7 +711,7 @@ class World:
     def merge(self, count: int = 1, *, ids: Sequence[str] | None = None) -> list[str]:
         """Replace meetings by copies with a new id; the old ids (returned) redirect there: see `redirects`.
 
-        Context documents go along with the same ids; action items keep the old `meeting_id`.
+        What is below them goes along with the same ids; action items keep the old `meeting_id`.
         """
         picked = self._pick("meetings", count, ids)
         for old in picked:
@@ -696,9 +726,10 @@ class World:
                     seen.add(new)
                 if old in self._hidden[name]:
                     self._hidden[name].add(new)
-            for document in self._rows["context_documents"].values():
-                if document.meeting == old:
-                    document.patch({"meeting_id": new, "updated_at": self._tick()})
+            for below in _BELOW_MEETINGS:
+                for child in self._rows[below].values():
+                    if child.meeting == old:
+                        child.patch({"meeting_id": new, "updated_at": self._tick()})
         return picked
 
     @_change

@@ -20,7 +20,8 @@ POOL = "contio_warehouse"
 @dg.definitions
 def assets() -> dg.Definitions:
     """All assets."""
-    settings, declared = load_settings(), streams.STREAMS
+    settings = load_settings()
+    declared = settings.listed(streams.STREAMS)
     tables = [stream_asset(stream, settings) for stream in declared]
     return dg.Definitions(assets=[*tables, contents_asset(settings, declared), published_asset(settings, declared)])
 
@@ -38,7 +39,7 @@ def stream_asset(stream: Stream, settings: Settings) -> dg.AssetsDefinition:
             settings,
             "\n\nA day, or a range of days, lists "
             + (
-                f"the documents of those `{stream.parent}` that lie in it or changed in the same run."
+                f"the {stream.name} of those `{stream.parent}` that lie in it or changed in the same run."
                 if stream.parent
                 else f"what the API returns for it; the date is taken to be `{stream.date_field}`, which is checked."
             ),

@@ -37,7 +37,8 @@ def full_sync() -> dg.JobDefinition:
     Ops, not assets: a range of all days would write an event for each day and asset. They report to the same assets, so
     that their pages show both; no partition is marked by it.
     """
-    steps = [_refresh(table) for table in (*(stream.table for stream in streams.STREAMS), DOCUMENT_CONTENTS)]
+    listed = load_settings().listed(streams.STREAMS)
+    steps = [_refresh(table) for table in (*(stream.table for stream in listed), DOCUMENT_CONTENTS)]
 
     @dg.job(
         name="full_sync",
