@@ -29,6 +29,7 @@ from contio_pipeline.publish import current, publish
 from contio_pipeline.sandbox.server import Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings, load_settings
+from contio_pipeline.streams import STREAMS
 from contio_pipeline.sync import sync
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.work import SyncReport
@@ -132,6 +133,9 @@ class Place:
         """Paths of the API requests so far that end so, in order."""
         return [request.path for request in self.sandbox.requests if request.path.endswith(ending)]
 
+
+LISTED = tuple(stream for stream in STREAMS if not stream.optional)
+"""The streams that are listed unless a setting asks for more."""
 
 FirstSyncs = dict[tuple[int, int, int], tuple[int, Path]]
 

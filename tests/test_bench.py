@@ -14,10 +14,11 @@ import bench
 import duckdb
 import growth
 import pytest
+from conftest import LISTED
 from load_server import World
 from truth import expected_row, stored
 
-from contio_pipeline.streams import STREAMS, stream_named
+from contio_pipeline.streams import stream_named
 
 SMALL = ["--meetings", "300", "--action-items", "250", "--events", "80", "--documents", "60"]
 MEETINGS, ITEMS, EVENTS, DOCUMENTS = 300, 250, 80, 60
@@ -98,7 +99,7 @@ def assert_equal(place: bench.Installation, world: World) -> None:
     }
     with duckdb.connect(place.folder / "data" / "current" / "contio.duckdb", read_only=True) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        for stream in STREAMS:
+        for stream in LISTED:
             found = {row["id"]: row for row in stored(connection, stream.table.full_name)}
             assert found.keys() == lists[stream.path].keys()
             for identity, (item, parent) in lists[stream.path].items():

@@ -23,7 +23,7 @@ import dagster as dg
 import pytest
 import truth
 import yaml
-from conftest import Place, Receiver, Up, wind_back
+from conftest import LISTED, Place, Receiver, Up, wind_back
 
 from contio_pipeline import streams
 from contio_pipeline.alerts import Alerts
@@ -33,7 +33,6 @@ from contio_pipeline.health import checks
 from contio_pipeline.publish import current
 from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.settings import load_settings
-from contio_pipeline.streams import STREAMS
 from contio_pipeline.sync import parts
 from contio_pipeline.warehouse import Warehouse
 from dagster_project import resource
@@ -47,7 +46,7 @@ from dagster_project.recover import end_dead_runs
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-TABLES = parts()
+TABLES = parts(LISTED)
 FIRST, LAST = date(2026, 10, 20), date(2026, 11, 18)
 MONTH = {"dagster/asset_partition_range_start": str(FIRST), "dagster/asset_partition_range_end": str(LAST)}
 DAYS = {"dagster/asset_partition_range_start": "2026-10-27", "dagster/asset_partition_range_end": "2026-10-29"}
@@ -127,7 +126,7 @@ def test_there_is_an_asset_for_each_stream_and_the_graph_says_what_comes_from_wh
         node.key.to_user_string(): {key.to_user_string() for key in node.parent_keys} for node in graph.asset_nodes
     }
     assert parents == {
-        **{stream.name: {stream.parent} if stream.parent else set() for stream in STREAMS},
+        **{stream.name: {stream.parent} if stream.parent else set() for stream in LISTED},
         "document_contents": {"context_documents"},
         "published": set(TABLES),
     }
@@ -136,9 +135,9 @@ def test_there_is_an_asset_for_each_stream_and_the_graph_says_what_comes_from_wh
         assert node.tags["source"] == "contio"
         assert node.description
         assert node.pools == {"contio_warehouse"}
-        assert node.is_partitioned == (node.key.to_user_string() in {stream.name for stream in STREAMS})
+        assert node.is_partitioned == (node.key.to_user_string() in {stream.name for stream in LISTED})
         assert node.backfill_policy == dg.BackfillPolicy.single_run()
-    for stream in STREAMS:
+    for stream in LISTED:
         schema = graph.get(dg.AssetKey(stream.name)).metadata["dagster/column_schema"]
         assert [column.name for column in schema.columns] == [column.name for column in stream.table.columns]
         assert all(column.description for column in schema.columns)
@@ -180,8 +179,8 @@ def test_dagsters_own_checks_pass(command: list[str], tmp_path: Path) -> None:
 
 
 def test_a_new_declared_stream_is_an_asset_of_every_job(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    [items] = [stream for stream in STREAMS if stream.name == "action_items"]
-    monkeypatch.setattr(streams, "STREAMS", (*STREAMS, replace(items, name="tasks")))
+    [items] = [stream for stream in LISTED if stream.name == "action_items"]
+    monkeypatch.setattr(streams, "STREAMS", (*streams.STREAMS, replace(items, name="tasks")))
     result = project.run("full_sync")
     assert result.success
     assert project.latest("tasks")["rows"] == project.latest("action_items")["rows"] > 0
@@ -206,11 +205,11 @@ def test_a_full_sync_makes_everything_equal_and_tells_each_asset_once(project: P
     )
     assert told == dict.fromkeys((*TABLES, "published"), 1)
     evaluations = result.get_asset_check_evaluations()
-    assert len(evaluations) == len(TABLES) + len(checks())
+    assert len(evaluations) == len(TABLES) + len(checks(LISTED))
     assert {check.check_name for check in evaluations if not check.passed} == {
         "no_new_fields"
     }  # the sandbox sends some
-    for stream in STREAMS:
+    for stream in LISTED:
         assert not project.instance.get_materialized_partitions(dg.AssetKey(stream.name))
     [(runs, parts_complete, requests)] = project.place.query(
         "SELECT count(*), bool_and(complete), sum(requests) FROM ops.runs WHERE finished_at IS NOT NULL"
@@ -231,7 +230,7 @@ def test_a_month_is_one_listing_for_each_account_and_stream(project: Project) ->
     assert listings(project.place) == {(account, name): 1 for account in world.accounts for name in lists}
     assert len(project.place.asked("/profile")) == len(world.accounts)
     month = {str(FIRST + timedelta(days=number)) for number in range(30)}
-    for stream in STREAMS:
+    for stream in LISTED:
         assert project.instance.get_materialized_partitions(dg.AssetKey(stream.name)) == month
 
 
@@ -724,7 +723,7 @@ def test_a_range_launched_over_graphql_and_a_backfill_are_one_run_each(up: Up) -
     assert listings(place) == once
 
     place.sandbox.reset_log()
-    up.backfill([stream.name for stream in STREAMS], [str(FIRST + timedelta(days=number)) for number in range(30)])
+    up.backfill([stream.name for stream in LISTED], [str(FIRST + timedelta(days=number)) for number in range(30)])
     up.wait(2, "SUCCESS")
     assert listings(place) == once
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import Place, wind_back
+from conftest import LISTED, Place, wind_back
 
 from contio_pipeline import health
 from contio_pipeline.auth import TokenStore
@@ -105,7 +105,7 @@ def test_what_was_published_unlooked_at_is_looked_at_the_next_time_also_when_not
 
 def test_data_that_grow_old_are_told_by_account_and_old_days_make_nothing_fresh(synced: Place) -> None:
     wind_back(synced, 3, "bo")
-    stale = {f"{stream.name} fresh" for stream in STREAMS} | {"document_contents fresh"}
+    stale = {f"{stream.name} fresh" for stream in LISTED} | {"document_contents fresh"}
     found = failing(synced)
     assert found.keys() == stale
     day = datetime.now(UTC).date() - timedelta(days=3)

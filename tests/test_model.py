@@ -25,7 +25,7 @@ from unittest import TestCase
 from unittest.mock import patch
 
 import duckdb
-from conftest import Place
+from conftest import LISTED, Place
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -38,15 +38,15 @@ from contio_pipeline.sandbox.faults import BODIES, EVERYTHING, JSON, LISTS, NAME
 from contio_pipeline.sandbox.generate import File
 from contio_pipeline.sandbox.server import Request, Sandbox
 from contio_pipeline.sandbox.world import MISSING, World
-from contio_pipeline.streams import DOCUMENT_CONTENTS, STREAMS, Stream, Table, stream_named, tables
+from contio_pipeline.streams import DOCUMENT_CONTENTS, Stream, Table, stream_named, tables
 from contio_pipeline.sync import parts
 from contio_pipeline.warehouse import Window
 from contio_pipeline.work import StreamReport, SyncReport
 
 ON_DEMAND = os.environ.get("CONTIO_MODEL_EXAMPLES")  # read here: no test keeps a variable of that name
 
-TOP = [stream.name for stream in STREAMS if not stream.parent]
-NAMES = [stream.name for stream in STREAMS]
+TOP = [stream.name for stream in LISTED if not stream.parent]
+NAMES = [stream.name for stream in LISTED]
 DETAILS = r"/user/(meetings|action-items|calendar/events)/[0-9a-f-]{36}$"
 FIRST_DAY = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -271,7 +271,9 @@ def window(first: int, days: int) -> Window:
 
 WINDOW = st.builds(window, st.integers(-300, 50), st.integers(1, 120))
 SOME_ACCOUNTS = st.sets(st.integers(0, 2)).map(sorted)  # empty: all
-SOME_STREAMS = st.sets(st.sampled_from(parts())).map(lambda names: [name for name in parts() if name in names])
+SOME_STREAMS = st.sets(st.sampled_from(parts(LISTED))).map(
+    lambda names: [name for name in parts(LISTED) if name in names]
+)
 
 # Shifts that together leave the number of different rows as it should be: one place lost and found again, or none.
 UNSEEN_SHIFTS = st.permutations([2, -1]) | st.permutations([3, -1]) | st.permutations([2, 2, -2]) | st.just([1])
@@ -386,13 +388,13 @@ class Tables:
                 for table in tables()
                 if table.schema == "raw" and not _parquet_is_equal(connection, table, generation.folder)
             ]
-            self.rows = {stream.name: stored(connection, stream.table.full_name) for stream in STREAMS}
+            self.rows = {stream.name: stored(connection, stream.table.full_name) for stream in LISTED}
             self.history = {
                 stream.name: connection.execute(
                     f"""SELECT _account, id, list(_operation ORDER BY _changed_at), list(_hash ORDER BY _changed_at)
                         FROM {stream.history.full_name} GROUP BY ALL ORDER BY ALL"""
                 ).fetchall()
-                for stream in STREAMS
+                for stream in LISTED
             }
             self.contents = {
                 (row["_account"], row["id"]): row for row in stored(connection, DOCUMENT_CONTENTS.full_name)
@@ -663,7 +665,7 @@ class Model(RuleBasedStateMachine):
 
     def _nothing_is_invented(self) -> None:
         """Each row is a version that the account could read once, and the history says how it became so."""
-        for stream in STREAMS:
+        for stream in LISTED:
             rows = {(row["_account"], row["id"]): row for row in self.tables.rows[stream.name]}
             assert len(rows) == len(self.tables.rows[stream.name]), f"{stream.name}: an id twice"
             for (account, key), row in rows.items():

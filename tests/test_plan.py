@@ -8,12 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import Place, wind_back
+from conftest import LISTED, Place, wind_back
 from test_cli import call
 from truth import check
 
 from contio_pipeline.plan import Estimate, estimate
-from contio_pipeline.streams import STREAMS
 from contio_pipeline.warehouse import Warehouse, Window
 
 NewPlace = Callable[..., Place]
@@ -22,7 +21,7 @@ NewPlace = Callable[..., Place]
 def plan(place: Place, **options: Any) -> Estimate:
     usual = {
         "accounts": list(place.world.accounts),
-        "streams": STREAMS,
+        "streams": LISTED,
         "window": Window(),
         "night": False,
         "documents": True,

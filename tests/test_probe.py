@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from conftest import Place
+from conftest import LISTED, Place
 
 from contio_pipeline.client import Client
 from contio_pipeline.errors import AccountError, Throttled
@@ -23,7 +23,7 @@ def ask(place: Place, account: str = "ana") -> Answers:
     with Client(place.settings) as client:
         client.profile(account, "profile")
         before = client.traffic.requests
-        answers = probe(client, account, NOW)
+        answers = probe(client, account, NOW, LISTED)
         assert client.traffic.requests - before <= 27
     return answers
 
