@@ -6,6 +6,7 @@ does: HTTP, SQL, names that a server gave.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import tempfile
@@ -16,6 +17,8 @@ from pathlib import Path
 from contio_pipeline.folders import flush, private_folder
 
 _READ_BYTES = 1 << 20
+TOO_LARGE = "it is larger than"
+"""How the reason begins why a document has no text that a larger limit would give it."""
 
 
 class Incoming:
@@ -93,6 +96,28 @@ class DocumentStore:
     def path(self, digest: str) -> Path:
         """Where the bytes of that hash are, if they are stored."""
         return path_of(self.folder, digest)
+
+    def text(self, digest: str, most: int) -> tuple[str | None, str | None]:
+        """The text that the bytes of that hash are, or why they are none.
+
+        UTF-8 is expected, and UTF-16 where a byte order mark says so: which other encoding it may be nobody knows.
+
+        Args:
+            digest: of a document.
+            most: bytes; larger ones are not read.
+        """
+        path = path_of(self.folder, digest)
+        if path.stat().st_size > most:
+            return None, f"{TOO_LARGE} {most >> 10:,} kB (CONTIO_DOCUMENT_TEXT_MAX_KB)"
+        data = path.read_bytes()
+        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            text = "\0"
+        if "\0" in text:
+            return None, "it is no text in UTF-8 or UTF-16"
+        return text, None
 
     def files(self) -> Iterator[Path]:
         """Every stored document, named by its hash."""

@@ -13,6 +13,7 @@ from contio_pipeline.streams import (
     ACCOUNTS,
     CHILD_LISTS,
     DOCUMENT_CONTENTS,
+    DOCUMENT_TEXTS,
     LISTED,
     MEETING_ALIASES,
     META,
@@ -125,6 +126,11 @@ class Erasure:
     def choose_contents(self, digests: Iterable[str]) -> None:
         """What is known of documents with these bytes."""
         self._choose(DOCUMENT_CONTENTS, "t.sha256 IN (SELECT unnest($digests::VARCHAR[]))", digests=list(digests))
+
+    def choose_texts(self) -> None:
+        """The texts of contents that no row refers to which is not chosen."""
+        left = list(self.digests_left())
+        self._choose(DOCUMENT_TEXTS, "t.sha256 NOT IN (SELECT unnest($left::VARCHAR[]))", left=left)
 
     def _choose(self, table: Table, where: str, **values: Any) -> None:
         self._run(

@@ -147,6 +147,7 @@ def _rows(
             erasure.choose_contents(
                 digest for digest in erasure.digests_left() if _mentioned(store.path(digest), address)
             )
+        erasure.choose_texts()
         left = erasure.digests_left()
         files = [path for path in store.files() if path.name not in left]
         found = Forgotten(

@@ -180,6 +180,20 @@ def _context_documents(_zone: str, _today: str) -> str:
         LEFT JOIN contents ON contents.id = key"""
 
 
+def _document_texts(_zone: str, _today: str) -> str:
+    return """
+        WITH why AS (
+            SELECT DISTINCT ON (id) id, reason FROM raw.document_contents
+            ORDER BY id, state <> 'stored', fetched_at DESC NULLS LAST, _account
+        )
+        SELECT d.id, d.meeting_id, d.title, d.source_format, text, characters,
+            CASE WHEN text IS NULL THEN coalesce(t.reason, why.reason, CASE d.content_state
+                WHEN 'stored' THEN 'its text is not read yet' ELSE 'its contents were not downloaded' END) END AS reason,
+            d.sha256, d.created_at, d.seen_by, d.deleted_at
+        FROM mart.context_documents d LEFT JOIN raw.document_texts t ON t.sha256 = d.sha256 AND d.content_state = 'stored'
+        LEFT JOIN why ON why.id = d.id"""
+
+
 def _people(_zone: str, _today: str) -> str:
     return f"""
         WITH told AS (
@@ -473,6 +487,24 @@ MARTS: tuple[Mart, ...] = (
             deleted_at=_DELETED,
         ),
         _context_documents,
+    ),
+    Mart(
+        "document_texts",
+        "A context document: its text, or why there is none.",
+        _fields(
+            id=("VARCHAR", "The document's id."),
+            meeting_id=("VARCHAR", "The meeting that it prepares, by the id that is in use."),
+            title=("VARCHAR", "Title."),
+            source_format=("VARCHAR", "json, csv, tsv, xml, html, yaml, md or txt."),
+            text=("VARCHAR", "Its contents as text, as they are: markup is not taken out."),
+            characters=("BIGINT", "Characters of the text."),
+            reason=("VARCHAR", "Why there is no text; NULL where there is."),
+            sha256=("VARCHAR", "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>."),
+            created_at=(_TIME, "When it was created in Contio."),
+            seen_by=_SEEN,
+            deleted_at=_DELETED,
+        ),
+        _document_texts,
     ),
     Mart(
         "people",

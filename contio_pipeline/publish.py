@@ -387,9 +387,10 @@ def _fingerprints(connection: duckdb.DuckDBPyConnection, table: Table) -> dict[s
 def _telling(table: Table) -> str:
     """What is counted and summed of rows; empty where nothing in them tells of a change.
 
-    A row's texts are in its `_hash` already, so where there is one, only it and the system columns are read.
+    A row's texts are in its `_hash` already, so where there is one, only it and the system columns are read; likewise where the
+    table says what tells.
     """
-    names = [column.name for column in table.columns if column.name not in table.volatile]
+    names = list(table.telling) or [column.name for column in table.columns if column.name not in table.volatile]
     if "_hash" in names:
         names = [name for name in names if name == "id" or (name.startswith("_") and name != "_extra")]
     columns = ", ".join(map(quoted, names))

@@ -282,6 +282,7 @@ class Settings:
     optional_streams: tuple[str, ...] = _is(_optional_streams, ())
     documents: Literal["finished", "all"] = _is(lambda text: _one_of(text, "finished", "all"), "finished")
     document_max_mb: int = _is(lambda text: _whole(text, 1), 1024)
+    document_text_max_kb: int = _is(lambda text: _whole(text, 0, 1 << 20), 1024)
     loss_share: float = _is(lambda text: _number(text, 0, 1), 0.5)
     loss_count: int = _is(_whole, 50)
     ca_bundle: Path | None = _is(_certificates, None)

@@ -32,6 +32,7 @@ class Table:
     Attributes:
         month_field: the timestamp column whose UTC month names the Parquet folder; None puts all rows in `undated`.
         volatile: columns that change at every sync although nothing happened; they alone make no new generation.
+        telling: columns that differ wherever any other does, so that the others need not be read to notice a change.
         shows: of a view: the tables all of whose rows it shows; they have its columns.
     """
 
@@ -41,6 +42,7 @@ class Table:
     columns: tuple[Column, ...]
     month_field: str | None = None
     volatile: tuple[str, ...] = ()
+    telling: tuple[str, ...] = ()
     shows: tuple[Table, ...] = ()
 
     @property
@@ -455,6 +457,21 @@ DOCUMENT_CONTENTS = Table(
     ),
     "fetched_at",
 )
+DOCUMENT_TEXTS = Table(
+    "raw",
+    "document_texts",
+    "The text of document contents that are text, each once; mart.document_texts says of which document.",
+    _columns(
+        sha256=("text", "SHA-256 of the bytes, hexadecimal."),
+        text=("text", "The bytes as text, a byte order mark left out; NULL where they are none (see reason)."),
+        characters=("integer", "Characters of the text."),
+        reason=("text", "Why there is no text; NULL where there is."),
+        size_bytes=("integer", "Size of the contents in bytes."),
+        decoded_at=("timestamp", "When the text was read from the bytes."),
+    ),
+    "decoded_at",
+    telling=("sha256", "reason", "decoded_at"),
+)
 QUARANTINE = Table(
     "raw",
     "quarantine",
@@ -612,6 +629,7 @@ def tables(streams: tuple[Stream, ...] = STREAMS) -> tuple[Table, ...]:
         *(table for stream in streams for table in (stream.table, stream.past, stream.history)),
         ACCOUNTS,
         DOCUMENT_CONTENTS,
+        DOCUMENT_TEXTS,
         QUARANTINE,
         MEETING_ALIASES,
         WINDOWS,

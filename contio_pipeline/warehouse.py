@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import duckdb
 import pyarrow as pa
 
+from contio_pipeline.documents import TOO_LARGE
 from contio_pipeline.rows import Batch
 from contio_pipeline.stage import Stage
 from contio_pipeline.streams import (
@@ -22,6 +23,7 @@ from contio_pipeline.streams import (
     ASSUMPTIONS,
     CHILD_LISTS,
     DOCUMENT_CONTENTS,
+    DOCUMENT_TEXTS,
     LISTED,
     MEETING_ALIASES,
     QUARANTINE,
@@ -596,6 +598,15 @@ class Warehouse(WorkFile):
         sql = f"SELECT DISTINCT sha256 FROM {DOCUMENT_CONTENTS.full_name} WHERE sha256 IS NOT NULL ORDER BY 1"
         return [str(digest) for (digest,) in self.connection.execute(sql).fetchall()]
 
+    def untold_texts(self, most: int) -> list[tuple[str, int]]:
+        """Hash and size of stored contents whose text is not known, or known by another rule than that of so many bytes."""
+        sql = f"""SELECT DISTINCT c.sha256, c.size_bytes FROM {DOCUMENT_CONTENTS.full_name} c
+            LEFT JOIN {DOCUMENT_TEXTS.full_name} t ON t.sha256 = c.sha256
+            WHERE c.state = 'stored' AND (t.sha256 IS NULL OR (t.text IS NOT NULL AND t.size_bytes > $1)
+                OR (t.text IS NULL AND t.size_bytes <= $1 AND starts_with(t.reason, $2)))
+            ORDER BY ALL"""
+        return self.connection.execute(sql, [most, TOO_LARGE]).fetchall()
+
     def run(self, run_id: str) -> dict[str, Any] | None:
         """The run's row of `ops.runs`, if a part of it has begun."""
         return next(iter(self.query(f"SELECT * FROM {RUNS.full_name} WHERE run_id = ?", [run_id])), None)
@@ -658,6 +669,24 @@ class Warehouse(WorkFile):
             )
             for content in contents:
                 insert(connection, DOCUMENT_CONTENTS, {**content, "_account": account})
+
+    def put_texts(self, texts: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows of `raw.document_texts` (columns as declared), in place of those of the same contents."""
+        with self.transaction() as connection:
+            digests = [text["sha256"] for text in texts]
+            connection.execute(
+                f"DELETE FROM {DOCUMENT_TEXTS.full_name} WHERE sha256 IN (SELECT unnest(?::VARCHAR[]))", [digests]
+            )
+            for text in texts:
+                insert(connection, DOCUMENT_TEXTS, text)
+
+    def drop_old_texts(self) -> None:
+        """Let go of texts of contents that no document has any more."""
+        orphans = f"""FROM {DOCUMENT_TEXTS.full_name} WHERE sha256 NOT IN (
+            SELECT sha256 FROM {DOCUMENT_CONTENTS.full_name} WHERE sha256 IS NOT NULL)"""
+        if self.query(f"SELECT 1 {orphans} LIMIT 1"):
+            with self.transaction() as connection:
+                connection.execute(f"DELETE {orphans}")
 
     def assumption(self, stream: Stream, assumption: str, account: str | None = None) -> dict[str, Any] | None:
         """What was last observed of the stream, through this account or any; a row of `ops.assumptions`."""

@@ -153,3 +153,57 @@ def test_a_content_cut_off_by_the_connection_is_had_again(place: Place) -> None:
     place.overrides["retry_seconds"] = 30
     assert place.sync().complete
     check(place.world, place.settings)
+
+
+# Texts ----------------------------------------------------------------------------------------------------------------
+
+TEXT = "SELECT text, characters, reason FROM mart.document_texts WHERE id = '{}'"
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "reason"),
+    [
+        ("größe,1\r\n🚀".encode(), "größe,1\r\n🚀", None),
+        (b"\xef\xbb\xbfmark", "mark", None),
+        ("größe".encode("utf-16"), "größe", None),
+        (b"caf\xe9", None, "it is no text in UTF-8 or UTF-16"),
+        (b"%PDF\x00\x01", None, "it is no text in UTF-8 or UTF-16"),
+        (b"x" * 2049, None, "it is larger than 2 kB (CONTIO_DOCUMENT_TEXT_MAX_KB)"),
+        (b"x" * 2048, "x" * 2048, None),
+    ],
+)
+def test_the_text_of_a_document_or_why_there_is_none(
+    body: bytes, text: str | None, reason: str | None, place: Place
+) -> None:
+    there = document(place)
+    place.world.rewrite_contents([there], body=body)
+    place.overrides["document_text_max_kb"] = 2
+    place.sync()
+    assert place.query(TEXT.format(there)) == [(text, None if text is None else len(text), reason)]
+
+
+def test_texts_follow_the_limit_and_the_bytes_at_no_request(place: Place) -> None:
+    there = document(place)
+    place.world.rewrite_contents([there], body=b"x" * 3000)
+    place.sync()
+    place.sandbox.reset_log()
+    for most, characters in ((1, None), (4, 3000), (0, None), (1024, 3000)):
+        place.overrides["document_text_max_kb"] = most
+        place.sync()
+        [(_, found, reason)] = place.query(TEXT.format(there))
+        assert (found, reason is None) == (characters, characters is not None)
+    assert place.asked("/content") == []
+    place.world.rewrite_contents([there], body=b"y")
+    place.world.update("context_documents", ids=[there], title="new bytes")
+    place.sync()
+    assert place.query(TEXT.format(there)) == [("y", 1, None)]
+    assert place.query("SELECT count(*) FROM raw.document_texts WHERE starts_with(text, 'xxx')") == [(0,)]
+
+
+def test_a_document_without_bytes_says_why_it_has_no_text(place: Place) -> None:
+    waiting = document(place, file_status="processing")
+    place.sync()
+    assert place.query(TEXT.format(waiting)) == [(None, None, "file_status is processing")]
+    later = document(place)
+    place.sync(documents=False)
+    assert place.query(TEXT.format(later)) == [(None, None, "its contents were not downloaded")]

@@ -201,6 +201,34 @@ def context_documents(seen: Seen) -> Iterable[Row]:
             }
 
 
+def document_texts(seen: Seen) -> Iterable[Row]:
+    for document in context_documents(seen):
+        account, text, reason = document["seen_by"][0], None, None
+        if document["content_state"] == "stored":
+            file = seen.place.world.file(account, document["meeting_id"], document["id"])
+            text, reason = text_of(file.content() if file else b"")
+        else:
+            status = seen.told["context_documents"][document["id"]][account].get("file_status")
+            reason = f"file_status is {status}"
+        yield {
+            **{name: document[name] for name in ("id", "meeting_id", "title", "source_format", "sha256", "created_at")},
+            "text": text,
+            "characters": text if text is None else len(text),
+            "reason": reason,
+            "seen_by": document["seen_by"],
+            "deleted": False,
+        }
+
+
+def text_of(data: bytes) -> tuple[str | None, str | None]:
+    if len(data) > 1024 * 1024:
+        return None, "it is larger than 1,024 kB (CONTIO_DOCUMENT_TEXT_MAX_KB)"
+    try:
+        return data.decode("utf-16" if data[:2] == b"\xff\xfe" else "utf-8").removeprefix("\ufeff"), None
+    except UnicodeDecodeError:
+        return None, "it is no text in UTF-8 or UTF-16"
+
+
 def people(seen: Seen) -> Iterable[Row]:
     ids: dict[str, str] = {}
     for _, _, user, address, _ in _users(seen):
@@ -396,6 +424,7 @@ MODELS: dict[str, Callable[[Seen], Iterable[Row]]] = {
     "calendar_events": calendar_events,
     "event_attendees": event_attendees,
     "context_documents": context_documents,
+    "document_texts": document_texts,
     "people": people,
     "person_week": person_week,
     "action_item_daily": action_item_daily,
@@ -455,7 +484,7 @@ def test_every_mart_equals_an_independent_computation(new_place: Callable[..., P
     assert place.sync().complete
     for mart in [mart for mart in MARTS if mart.name in MODELS]:
         found, wanted = rows_of(place, mart), list(MODELS[mart.name](seen))
-        if mart.name == "context_documents":
+        if mart.name in {"context_documents", "document_texts"}:
             found = [row for row in found if row["deleted_at"] is None]
         assert found
         lacking, beyond = Counter(told(wanted)), Counter(told(found))

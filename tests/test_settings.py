@@ -95,6 +95,7 @@ VARIABLES = {
     "retry_seconds": Variable(600, {"0": 0, "86400": 86_400}, ("-1", "86401", "nan", "never")),
     "calendar_start": Variable(None, {"2026-01-31": date(2026, 1, 31)}, ("2026-02-30", "yesterday", "31.1.2026")),
     "calendar_end": Variable(None, {"2026-01-31": date(2026, 1, 31)}, ("2026-02-30", "tomorrow")),
+    "document_text_max_kb": Variable(1024, {"0": 0, "5000": 5000}, ("-1", "1048577", "x")),
     "optional_streams": Variable(
         (),
         {"participants": ("participants",), "agenda_items, participants": ("agenda_items", "participants")},
