@@ -29,7 +29,7 @@ from contio_pipeline import __version__
 from contio_pipeline.documents import DocumentStore, path_of
 from contio_pipeline.errors import ConfigError, StorageError, WarehouseBusy
 from contio_pipeline.folders import flush, private_folder
-from contio_pipeline.publish import Generation, Keep, publish
+from contio_pipeline.publish import Generation, Terms, publish
 from contio_pipeline.settings import Secret, Settings
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.workfile import SCHEMA_VERSION, replace_file, take_lock
@@ -246,7 +246,7 @@ def restore(settings: Settings, folder: Path, *, replace: bool, now: datetime) -
         raise
     with Warehouse(settings.data_dir, origin=None, lock=lock) as warehouse:
         try:
-            generation, _new = publish(warehouse, now, keep=Keep.asked_for(settings), zone=settings.timezone)
+            generation, _new = publish(warehouse, now, Terms.asked_for(settings))
         except StorageError as error:
             raise StorageError(
                 f"the warehouse is restored, but not published yet ({error}): see to that, then run contio-pipeline publish"

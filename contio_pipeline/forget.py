@@ -23,7 +23,7 @@ from contio_pipeline.documents import DocumentStore
 from contio_pipeline.erase import Erasure
 from contio_pipeline.errors import ConfigError, StorageError
 from contio_pipeline.folders import private_file
-from contio_pipeline.publish import generations, publish
+from contio_pipeline.publish import Terms, generations, publish
 from contio_pipeline.settings import Settings
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.workfile import old_copies, with_room
@@ -175,7 +175,7 @@ def _files(settings: Settings, warehouse: Warehouse, found: Forgotten, now: date
     warehouse.rewrite()
     for copy in found.copies:
         copy.unlink()
-    generation, _new = publish(warehouse, now, anew=True, whole=False, zone=settings.timezone)
+    generation, _new = publish(warehouse, now, Terms.asked_for(settings), anew=True, whole=False)
     for folder in [folder for folder in generations(settings.data_dir) if folder.name != generation.name]:
         shutil.rmtree(folder)
     (settings.data_dir / _UNFINISHED).unlink()

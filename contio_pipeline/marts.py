@@ -48,14 +48,16 @@ class Mart:
         """`mart.name`, as SQL writes it."""
         return f"mart.{self.name}"
 
-    def select(self, zone: str, today: date) -> str:
+    def select(self, zone: str, today: date, *, noted: bool = True) -> str:
         """The statement of the view.
 
         Args:
             zone: IANA name of the time zone of local days.
             today: the local day of the publication.
+            noted: whether the meetings' notes are published; where they are dropped, nobody can tell whether there are any.
         """
-        return self.sql(literal(zone), f"DATE {literal(today.isoformat())}")
+        sql = self.sql(literal(zone), f"DATE {literal(today.isoformat())}")
+        return sql if noted else sql.replace(_NOTED, "NULL::BOOLEAN")
 
     @property
     def reads(self) -> frozenset[str]:
@@ -187,8 +189,9 @@ def _document_texts(_zone: str, _today: str) -> str:
             ORDER BY id, state <> 'stored', fetched_at DESC NULLS LAST, _account
         )
         SELECT d.id, d.meeting_id, d.title, d.source_format, text, characters,
-            CASE WHEN text IS NULL THEN coalesce(t.reason, why.reason, CASE d.content_state
-                WHEN 'stored' THEN 'its text is not read yet' ELSE 'its contents were not downloaded' END) END AS reason,
+            CASE WHEN text IS NULL THEN coalesce(t.reason, why.reason, CASE WHEN characters IS NOT NULL THEN 'it is hidden'
+                WHEN d.content_state = 'stored' THEN 'it is not read yet' ELSE 'its contents were not downloaded' END)
+            END AS reason,
             d.sha256, d.created_at, d.seen_by, d.deleted_at
         FROM mart.context_documents d LEFT JOIN raw.document_texts t ON t.sha256 = d.sha256 AND d.content_state = 'stored'
         LEFT JOIN why ON why.id = d.id"""

@@ -23,7 +23,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import zip_longest
@@ -39,10 +39,11 @@ from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
 from contio_pipeline.folders import flush, private_file
 from contio_pipeline.integrity import MEND, contradictions
 from contio_pipeline.marts import MARTS, Mart
+from contio_pipeline.privacy import Policy
 from contio_pipeline.settings import Settings
-from contio_pipeline.streams import RUNS, Table, tables
+from contio_pipeline.streams import RUNS, STREAMS, Stream, Table, tables
 from contio_pipeline.warehouse import Warehouse
-from contio_pipeline.workfile import attach, frugal, literal, quoted, with_room
+from contio_pipeline.workfile import attach, literal, make_tables, quoted, with_room
 
 log = logging.getLogger(__name__)
 
@@ -211,30 +212,44 @@ class Keep:
     days: float = 1
     most: int = 300
 
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms something is published.
+
+    Attributes:
+        keep: which of the generations before stay.
+        zone: IANA name of the time zone in which days of the marts are local.
+        policy: what readers do not get.
+    """
+
+    keep: Keep = Keep()
+    zone: str = "UTC"
+    policy: Policy = field(default_factory=Policy)
+
     @classmethod
-    def asked_for(cls, settings: Settings) -> Keep:
+    def asked_for(cls, settings: Settings, streams: tuple[Stream, ...] = STREAMS) -> Terms:
         """As the settings say."""
-        return cls(settings.keep_generation_days, settings.keep_generations)
+        keep = Keep(settings.keep_generation_days, settings.keep_generations)
+        return cls(keep, settings.timezone, Policy.asked_for(settings, streams))
+
+    @property
+    def maker(self) -> str:
+        """What fingerprints and Parquet files depend on besides the rows: hashes change between DuckDB versions."""
+        return f"duckdb {duckdb.__version__}, contio-pipeline {__version__}, {self.zone}, policy {self.policy.digest}"
 
 
 def publish(
-    warehouse: Warehouse,
-    now: datetime,
-    *,
-    anew: bool = False,
-    whole: bool = True,
-    keep: Keep = Keep(),
-    zone: str = "UTC",
+    warehouse: Warehouse, now: datetime, terms: Terms | None = None, *, anew: bool = False, whole: bool = True
 ) -> tuple[Generation, bool]:
     """Make what the warehouse holds readable.
 
     Args:
         warehouse: open.
         now: names the generation.
+        terms: on which; without, private talking points are hidden, days are UTC's, and replaced generations stay for a day.
         anew: make a generation also when nothing changed.
         whole: refuse tables that contradict themselves.
-        keep: which of those before stay.
-        zone: IANA name of the time zone in which days of the marts are local.
 
     Returns:
         The current generation, and whether it is a new one: nothing changed makes none.
@@ -254,7 +269,7 @@ def publish(
         raise StorageError(told)
     (data_dir / _REFUSED).unlink(missing_ok=True)
     try:
-        return _publish(warehouse, data_dir, prints, now, anew=anew, keep=keep, zone=zone)
+        return _publish(warehouse, data_dir, prints, now, terms or Terms(), anew=anew)
     except (OSError, duckdb.Error) as error:
         raise StorageError(
             f"publishing to {data_dir} failed ({error}): the current generation stays as it was"
@@ -266,16 +281,15 @@ def _publish(
     data_dir: Path,
     prints: dict[str, dict[str, str]],
     now: datetime,
+    terms: Terms,
     *,
     anew: bool,
-    keep: Keep,
-    zone: str,
 ) -> tuple[Generation, bool]:
     if (data_dir / "current").exists() and not (data_dir / "current").is_symlink():
         raise StorageError(
             f"{data_dir / 'current'} is not the link that publishing makes: move it away and publish again"
         )
-    _clean_up(data_dir, now, keep)
+    _clean_up(data_dir, now, terms.keep)
     before = _current_or_none(data_dir)
     intact = before and _files(before.folder) == before.manifest["files"]
     if before and not intact:
@@ -283,7 +297,7 @@ def _publish(
             "%s is not as it was published (copied without its times, changed or damaged): it is replaced",
             before.folder,
         )
-    comparable = intact and before and before.manifest["fingerprints_of"] == _maker(zone)
+    comparable = intact and before and before.manifest["fingerprints_of"] == terms.maker
     same = before and comparable and before.manifest["fingerprints"] == prints
     if before and same and not anew and _fresh_enough(warehouse, before, now):
         return before, False
@@ -293,34 +307,14 @@ def _publish(
     name = f"{stamp.astimezone(UTC).strftime(_STAMP)}-{secrets.token_hex(3)}"
     staging = data_dir / "staging" / name
     staging.mkdir(parents=True, mode=0o700)
-    with warehouse.closed_file() as file:
-        shutil.copyfile(file, staging / DATABASE)
-    selects = {mart.full_name: mart.select(zone, now.astimezone(ZoneInfo(zone)).date()) for mart in MARTS}
-    mart_prints = _mart_prints(selects, prints, tables(warehouse.streams), name)
-    had = before.manifest["mart_fingerprints"] if comparable and before else {}
-    kept = {mart: before.folder / _mart_part(mart) for mart in selects if before and had.get(mart) == mart_prints[mart]}
-    _make_marts(staging / DATABASE, selects, kept)
-    with duckdb.connect(staging / DATABASE, read_only=True) as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        frugal(connection)
-        connection.execute("SET preserve_insertion_order = false")  # row groups by bytes need it
-        rows: dict[str, int] = {}
-        for table in tables(warehouse.streams):
-            if table.shows:
-                rows[table.full_name] = sum(rows[shown.full_name] for shown in table.shows)
-                _show_months(table, staging)
-                continue
-            [(rows[table.full_name],)] = connection.execute(f"SELECT count(*) FROM {table.full_name}").fetchall()
-            if table.schema == "raw":
-                _write_months(connection, table, staging, prints[table.full_name], before if comparable else None)
-        for mart in MARTS:
-            rows[mart.full_name] = _write_mart(connection, mart, staging, kept.get(mart.full_name))
+    rows, mart_prints = _build(warehouse, staging, prints, now, terms, before if comparable else None)
     manifest = {
         "generation": name,
         "published_at": now.isoformat(),
         "rows": rows,
         "versions": {"contio-pipeline": __version__, "duckdb": duckdb.__version__},
-        "fingerprints_of": _maker(zone),
+        "policy": {"digest": terms.policy.digest, "hidden": dict(sorted(terms.policy.actions.items()))},
+        "fingerprints_of": terms.maker,
         "fingerprints": prints,
         "mart_fingerprints": mart_prints,
         "files": _files(staging),
@@ -334,7 +328,75 @@ def _publish(
     staging.parent.rmdir()
     flush(generation.parent)
     _flip(data_dir, generation)
+    hid = before.manifest.get("policy", {"digest": Policy().digest}) if before else {}  # an earlier version hid nothing
+    if before and hid["digest"] != terms.policy.digest:
+        for folder in generations(data_dir):  # at once: they may show what is to be hidden
+            if folder != generation:
+                shutil.rmtree(folder)
     return Generation(generation, manifest), True
+
+
+def _build(
+    warehouse: Warehouse,
+    staging: Path,
+    prints: dict[str, dict[str, str]],
+    now: datetime,
+    terms: Terms,
+    before: Generation | None,
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Write database and Parquet to the folder; what is as in the generation before is linked or filled from there.
+
+    Returns:
+        Table or mart -> rows, and mart -> what tells of a change.
+    """
+    declared = tables(warehouse.streams)
+    masked = bool(warehouse.query(terms.policy.question(declared)))
+    with warehouse.closed_file() as file:
+        if masked:
+            _copy_masked(warehouse, file, staging / DATABASE, terms.policy)
+        else:
+            shutil.copyfile(file, staging / DATABASE)
+    today, noted = now.astimezone(ZoneInfo(terms.zone)).date(), not terms.policy.drops("meetings.summary_notes")
+    selects = {mart.full_name: mart.select(terms.zone, today, noted=noted) for mart in MARTS}
+    mart_prints = _mart_prints(selects, prints, declared, staging.name)
+    had = before.manifest.get("mart_fingerprints", {}) if before else {}
+    kept = {mart: before.folder / _mart_part(mart) for mart in selects if before and had.get(mart) == mart_prints[mart]}
+    _make_marts(warehouse, staging / DATABASE, selects, kept)
+    rows: dict[str, int] = {}
+    with warehouse.scratch() as connection:
+        connection.execute(f"ATTACH {literal(str(staging / DATABASE))} AS published (READ_ONLY)")
+        connection.execute("USE published")
+        connection.execute("SET preserve_insertion_order = false")  # row groups by bytes need it
+        for table in declared:
+            if table.shows:
+                rows[table.full_name] = sum(rows[shown.full_name] for shown in table.shows)
+                _show_months(table, staging)
+                continue
+            [(rows[table.full_name],)] = connection.execute(f"SELECT count(*) FROM {table.full_name}").fetchall()
+            if table.schema == "raw":
+                _write_months(connection, table, staging, prints[table.full_name], before, masked=masked)
+        for mart in MARTS:
+            rows[mart.full_name] = _write_mart(connection, mart, staging, kept.get(mart.full_name))
+    return rows, mart_prints
+
+
+def _copy_masked(warehouse: Warehouse, file: Path, target: Path, policy: Policy) -> None:
+    """Write what readers get of the warehouse to a file of its own, in which no byte of what is hidden ever was."""
+    with warehouse.scratch() as connection:
+        connection.execute(f"ATTACH {literal(str(file))} AS private (READ_ONLY)")
+        attach(connection, target, "published")
+        connection.execute("USE published")
+        make_tables(connection, warehouse.streams)
+        connection.execute("USE private")  # where the policy's conditions look
+        for table in tables(warehouse.streams):
+            if not table.shows:
+                insert = f"INSERT INTO published.{table.full_name} {policy.select(table)}"
+                with_room(connection, partial(connection.execute, insert))
+            for column in table.columns:
+                if (doc := policy.doc(table, column)) != column.doc:
+                    of = f"published.{table.full_name}.{quoted(column.name)}"
+                    connection.execute(f"COMMENT ON COLUMN {of} IS {literal(doc)}")
+        connection.execute("CHECKPOINT published")
 
 
 def _files(folder: Path) -> dict[str, list[int]]:
@@ -349,11 +411,6 @@ def _fresh_enough(warehouse: Warehouse, before: Generation, now: datetime) -> bo
         f"SELECT count(*) FROM {RUNS.full_name} WHERE started_at > ?", [before.published_at]
     ).fetchall()
     return not unseen or now - before.published_at < _FRESH
-
-
-def _maker(zone: str) -> str:
-    """What fingerprints and Parquet files depend on besides the rows: hashes change between DuckDB versions."""
-    return f"duckdb {duckdb.__version__}, contio-pipeline {__version__}, {zone}"
 
 
 def _mart_prints(
@@ -407,6 +464,8 @@ def _write_months(
     staging: Path,
     prints: dict[str, str],
     before: Generation | None,
+    *,
+    masked: bool,
 ) -> None:
     """The table's files; one whose rows are as they were before is the same file, by a hard link."""
     had = before.manifest["fingerprints"].get(table.full_name, {}) if before else {}
@@ -426,16 +485,15 @@ def _write_months(
             for month, target in written.items()
         )
         found = {month: f"{count} {total}" for month, count, total in connection.execute(held).fetchall()}
-        differ = [month for month in written if found[month] != prints[month]]
+        wanted = _fingerprints(connection, table) if masked else prints
+        differ = [month for month in written if found[month] != wanted.get(month, "0 None")]
         if differ:
             raise OSError(f"{_folder(table)} does not hold what was written to it: {', '.join(differ)}")
 
 
-def _make_marts(database: Path, selects: dict[str, str], kept: dict[str, Path]) -> None:
+def _make_marts(warehouse: Warehouse, database: Path, selects: dict[str, str], kept: dict[str, Path]) -> None:
     """Put the marts and what they mean into the copy that is to be published; `kept` are files of those that did not change."""
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        frugal(connection)
+    with warehouse.scratch() as connection:
         attach(connection, database, "published")
         connection.execute("USE published")
         connection.execute("CREATE SCHEMA mart")
@@ -449,8 +507,8 @@ def _make_marts(database: Path, selects: dict[str, str], kept: dict[str, Path]) 
         for mart in MARTS:
             kind = "TABLE" if mart.stored else "VIEW"
             connection.execute(f"COMMENT ON {kind} {mart.full_name} IS {literal(mart.doc)}")
-            for field in mart.fields:
-                connection.execute(f"COMMENT ON COLUMN {mart.full_name}.{quoted(field.name)} IS {literal(field.doc)}")
+            for one in mart.fields:
+                connection.execute(f"COMMENT ON COLUMN {mart.full_name}.{quoted(one.name)} IS {literal(one.doc)}")
         connection.execute("COMMIT")
         connection.execute("CHECKPOINT published")
 

@@ -25,7 +25,7 @@ from dotenv.parser import parse_stream
 from platformdirs import user_state_path
 
 from contio_pipeline.errors import ConfigError
-from contio_pipeline.streams import STREAMS, Stream
+from contio_pipeline.streams import STREAMS, Stream, tables
 
 API_PREFIX = "/v1/partner/user"
 _PREFIX = "CONTIO_"
@@ -42,6 +42,11 @@ _KUBERNETES = re.compile(r"CONTIO_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_\d+_(
 _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=")
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _OWNER = re.compile(r"team:\w[\w .-]*|[\w.+-]+@[\w-]+(\.[\w-]+)+")
+_LEAST_SALT = 16
+_ALWAYS_PUBLISHED = {
+    "_account", "_parent_id", "_run_id", "_operation", "_first_seen_at", "_changed_at", "_missing_since", "_deleted_at",
+    "_gone_reason", "_window_blind", "_hash", "stream",
+}  # fmt: skip
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _YES, _NO = {"1", "true", "t", "yes", "y", "on"}, {"0", "false", "f", "no", "n", "off"}
 
@@ -244,6 +249,44 @@ def _optional_streams(value: str) -> tuple[str, ...]:
     return names
 
 
+def _publish_policy(value: str) -> tuple[str, ...]:
+    """What is said of single columns: `table.column=action`."""
+    columns = {
+        f"{table.name}.{column.name}": column for table in tables() if table.schema == "raw" for column in table.columns
+    }
+    said: dict[str, str] = {}
+    for one in filter(None, map(str.strip, value.split(","))):
+        name, _, action = (part.strip() for part in one.partition("="))
+        if name == "just_me" and action in {"keep", "drop"}:
+            said[name] = action
+            continue
+        column = columns.get(name)
+        if action not in {"keep", "drop", "hash"} or not column:
+            close = difflib.get_close_matches(name, columns, n=1)
+            raise ValueError(
+                f"must be a list such as meetings.title=drop, meetings.created_by_user_id=hash (keep, drop or hash); {one} is no "
+                f"part of one{f': did you mean {close[0]}?' if close and close[0] != name else ''}"
+            )
+        if (
+            column.name in _ALWAYS_PUBLISHED
+            or (column.name == "id" and not column.holds)
+            or name.split(".")[0].endswith(("_past", "_history"))
+        ):
+            raise ValueError(
+                f"cannot say {one}: keys and times of the pipeline's own stay, and histories follow their stream"
+            )
+        if action == "hash" and not (column.kind == "text" or column.holds == "people"):
+            raise ValueError(f"cannot say {one}: only texts and people can be hashed; drop it")
+        said[name] = action
+    return tuple(f"{name}={action}" for name, action in said.items())
+
+
+def _salt(value: str) -> Secret:
+    if len(value) < _LEAST_SALT:
+        raise ValueError(f"must have at least {_LEAST_SALT} characters that nobody can guess")
+    return Secret(value)
+
+
 def _client_id(value: str) -> str:
     if ":" in value:  # RFC 7617: the user part of Basic credentials cannot hold one
         raise ValueError("must not contain a colon")
@@ -299,6 +342,9 @@ class Settings:
     first_day: date = _is(_past_day, date(2024, 1, 1))
     alert_url: Secret | None = _is(_webhook, None)
     digest: bool = _is(_flag, True)
+    privacy: Literal["standard", "strict"] = _is(lambda text: _one_of(text, "standard", "strict"), "standard")
+    publish_policy: tuple[str, ...] = _is(_publish_policy, ())
+    hash_salt: Secret | None = _is(_salt, None)
     keep_generation_days: float = _is(lambda text: _number(text, 1, 366), 1)
     keep_generations: int = _is(lambda text: _whole(text, 2), 300)
     log_format: Literal["text", "json"] = _is(lambda text: _one_of(text, "text", "json"), "text")
@@ -315,6 +361,12 @@ class Settings:
         if self.state_dir.resolve().is_relative_to(self.data_dir.resolve()):
             raise ValueError(
                 f"CONTIO_STATE_DIR ({self.state_dir}) holds tokens and must not lie inside CONTIO_DATA_DIR ({self.data_dir})"
+            )
+        hashes = self.privacy == "strict" or any(said.endswith("=hash") for said in self.publish_policy)
+        if hashes and not self.hash_salt:
+            raise ValueError(
+                "CONTIO_HASH_SALT must be set, for something is to be hashed, and without a secret anybody could find out what: "
+                "make one with python -c 'import secrets; print(secrets.token_hex(16))', and keep it, or all hashes change"
             )
         if self.calendar_start and self.calendar_end and self.calendar_start >= self.calendar_end:
             raise ValueError("CONTIO_CALENDAR_END must be a later day than CONTIO_CALENDAR_START")

@@ -16,13 +16,20 @@ Kind = Literal["text", "boolean", "integer", "number", "timestamp", "date", "jso
 """`timestamp` is an instant in UTC; `date` is a calendar day; `json` is any JSON value as text."""
 
 
+Holds = Literal["", "person", "people", "name", "text", "notes", "private"]
+"""What a publish policy goes by: `person` is a user id or an address, `people` a JSON list (or object) of them with their names,
+`name` a person's name, `text` free text, `notes` free text of which marts ask whether it is there, `private` what the account's
+user alone sees in Contio."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its name, kind, and what it means to an analyst."""
+    """One column: its name, kind, what it means to an analyst, and what a publish policy goes by."""
 
     name: str
     kind: Kind
     doc: str
+    holds: Holds = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +229,8 @@ class Stream:
         return replace(self.table, name=f"{self.name}_history", doc=doc, shows=(self.table, self.past))
 
 
-def _columns(**columns: tuple[Kind, str]) -> tuple[Column, ...]:
-    return tuple(Column(name, kind, doc) for name, (kind, doc) in columns.items())
+def _columns(**columns: tuple[Kind, str] | tuple[Kind, str, Holds]) -> tuple[Column, ...]:
+    return tuple(Column(name, *told) for name, told in columns.items())
 
 
 STREAMS: tuple[Stream, ...] = (
@@ -239,13 +246,13 @@ STREAMS: tuple[Stream, ...] = (
         alias_field="redirect_to_meeting_id",
         columns=_columns(
             id=("text", "The meeting's id."),
-            title=("text", "Title."),
-            summary_notes=("text", "Summary notes that Contio made from the meeting."),
+            title=("text", "Title.", "text"),
+            summary_notes=("text", "Summary notes that Contio made from the meeting.", "notes"),
             start_time=("timestamp", "Scheduled start."),
             end_time=("timestamp", "Scheduled end."),
             status=("text", "draft, scheduled, in_progress, ended or completed; new values may appear."),
             workspace_id=("text", "The workspace that it belongs to."),
-            created_by_user_id=("text", "The user who created it."),
+            created_by_user_id=("text", "The user who created it.", "person"),
             calendar_event_id=("text", "The linked calendar event, if any."),
             redirect_to_meeting_id=("text", "The meeting that this one was merged into, if it was."),
             created_at=("timestamp", "When it was created in Contio."),
@@ -266,9 +273,9 @@ STREAMS: tuple[Stream, ...] = (
         columns=_columns(
             id=("text", "The action item's id."),
             meeting_id=("text", "The meeting that it came from."),
-            assigned_to_user_id=("text", "The user who is to do it."),
-            title=("text", "Title."),
-            description=("text", "What is to be done."),
+            assigned_to_user_id=("text", "The user who is to do it.", "person"),
+            title=("text", "Title.", "text"),
+            description=("text", "What is to be done.", "text"),
             status=(
                 "text",
                 "needs_review, accepted, in_progress, blocked, completed or cancelled; new values may appear.",
@@ -277,7 +284,7 @@ STREAMS: tuple[Stream, ...] = (
             due_date=("date", "The day it is due, as written by the API (a time's own date, not converted)."),
             completed_at=("timestamp", "When it was completed."),
             has_partner_assignment=("boolean", "Whether a partner's automation assigned it."),
-            partner_context=("json", "The partner's own data stored with it."),
+            partner_context=("json", "The partner's own data stored with it.", "text"),
             created_at=("timestamp", "When it was created in Contio."),
             updated_at=("timestamp", "When it last changed in Contio."),
         ),
@@ -293,13 +300,13 @@ STREAMS: tuple[Stream, ...] = (
         names=(("meeting_id", "meetings"),),
         columns=_columns(
             id=("text", "The event's id."),
-            title=("text", "Title."),
-            description=("text", "Description or body."),
+            title=("text", "Title.", "text"),
+            description=("text", "Description or body.", "text"),
             start_time=("timestamp", "Start; NULL for an all-day event, whose date is in `_extra`."),
             end_time=("timestamp", "End; NULL for an all-day event, whose date is in `_extra`."),
-            location=("text", "Room or link."),
-            organizer=("json", "Organizer: email, name, status, type."),
-            attendees=("json", "Attendees, each with email, name, status (accepted, declined, …) and type."),
+            location=("text", "Room or link.", "text"),
+            organizer=("json", "Organizer: email, name, status, type.", "people"),
+            attendees=("json", "Attendees, each with email, name, status (accepted, declined, …) and type.", "people"),
             linked_meetings=("json", "Ids of the linked Contio meetings, oldest first."),
             meeting_id=("text", "The oldest linked meeting (deprecated by the vendor: use linked_meetings)."),
         ),
@@ -324,15 +331,15 @@ STREAMS: tuple[Stream, ...] = (
             model_id=("text", "What the document is attached to, as the API names it."),
             meeting_id=("text", "The meeting that it prepares."),
             workspace_id=("text", "The workspace that it belongs to."),
-            title=("text", "Title."),
-            context_type=("text", "What kind of context it is (free text)."),
+            title=("text", "Title.", "text"),
+            context_type=("text", "What kind of context it is (free text).", "text"),
             source_format=("text", "json, csv, tsv, xml, html, yaml, md or txt."),
             file_status=("text", "Processing state (free text; seen: pending, processing, complete, error)."),
             source_id=("text", "The uploading source; absent for a user's own uploads."),
-            source_name=("text", "The uploading source's display name."),
+            source_name=("text", "The uploading source's display name.", "text"),
             partner_app_id=("text", "Deprecated by the vendor: use source_id."),
-            platform_name=("text", "The platform that it came from."),
-            created_by_user_id=("text", "The user who created it."),
+            platform_name=("text", "The platform that it came from.", "text"),
+            created_by_user_id=("text", "The user who created it.", "person"),
             created_at=("timestamp", "When it was created in Contio."),
             updated_at=("timestamp", "When it last changed in Contio."),
             deleted_at=("timestamp", "When Contio marked it deleted."),
@@ -353,9 +360,9 @@ STREAMS: tuple[Stream, ...] = (
         columns=_columns(
             id=("text", "The participation's id."),
             meeting_id=("text", "The meeting."),
-            user_id=("text", "The participant's user id, where they have a Contio account."),
-            name=("text", "The participant's name."),
-            email=("text", "The participant's address."),
+            user_id=("text", "The participant's user id, where they have a Contio account.", "person"),
+            name=("text", "The participant's name.", "name"),
+            email=("text", "The participant's address.", "person"),
             role=("text", "EDITOR or VIEWER; new values may appear."),
             is_attended=("boolean", "Whether the participant attended the meeting."),
             created_at=("timestamp", "When the participant was added."),
@@ -377,8 +384,8 @@ STREAMS: tuple[Stream, ...] = (
         columns=_columns(
             id=("text", "The agenda item's id."),
             meeting_id=("text", "The meeting."),
-            title=("text", "Title."),
-            description=("text", "Description."),
+            title=("text", "Title.", "text"),
+            description=("text", "Description.", "text"),
             item_type=("text", "DISCUSSION, QUESTIONS_TO_ANSWER, BREAK or ADJOURN; new values may appear."),
             status=("text", "pending, in_progress or completed; new values may appear."),
             sequence=("text", "Its place in the agenda: a number as text."),
@@ -386,9 +393,18 @@ STREAMS: tuple[Stream, ...] = (
             presenter_details=(
                 "json",
                 "Presenters, each with user_id and, for users of the workspace, name and email.",
+                "people",
             ),
-            presenters=("json", "The presenters' user ids (deprecated by the vendor: use presenter_details)."),
-            talking_points=("text", "Talking points that the account's user wrote; nobody else sees them in Contio."),
+            presenters=(
+                "json",
+                "The presenters' user ids (deprecated by the vendor: use presenter_details).",
+                "people",
+            ),
+            talking_points=(
+                "text",
+                "Talking points that the account's user wrote; nobody else sees them in Contio.",
+                "private",
+            ),
             created_at=("timestamp", "When it was created in Contio."),
             updated_at=("timestamp", "When it last changed in Contio."),
         ),
@@ -407,13 +423,13 @@ SCOPES = (PROFILE_SCOPE, *dict.fromkeys(stream.scope for stream in STREAMS))
 """What a consent must include: the profile, and what each list needs."""
 
 PROFILE = _columns(
-    id=("text", "The Contio user's id."),
-    display_name=("text", "The user's name."),
-    email=("text", "The user's e-mail address."),
+    id=("text", "The Contio user's id.", "person"),
+    display_name=("text", "The user's name.", "name"),
+    email=("text", "The user's e-mail address.", "person"),
     timezone=("text", "The user's IANA time zone."),
     plan_type=("text", "The workspace's plan (FREE, PRO, ELITE, ENT)."),
     workspace_id=("text", "The user's workspace."),
-    workspace_name=("text", "The workspace's name."),
+    workspace_name=("text", "The workspace's name.", "text"),
     workspace_role=("text", "The user's role in the workspace."),
     created_at=("timestamp", "When the user was created in Contio."),
 )
@@ -447,7 +463,7 @@ DOCUMENT_CONTENTS = Table(
             sha256=("text", "SHA-256 of the bytes, hexadecimal; the file is documents/ab/cd/<sha256>."),
             size_bytes=("integer", "Size in bytes."),
             content_type=("text", "Media type that the server sent."),
-            filename=("text", "File name that the server sent: text, never a path."),
+            filename=("text", "File name that the server sent: text, never a path.", "text"),
             fetched_at=("timestamp", "When the bytes were downloaded."),
             _version=(
                 "text",
@@ -463,7 +479,7 @@ DOCUMENT_TEXTS = Table(
     "The text of document contents that are text, each once; mart.document_texts says of which document.",
     _columns(
         sha256=("text", "SHA-256 of the bytes, hexadecimal."),
-        text=("text", "The bytes as text, a byte order mark left out; NULL where they are none (see reason)."),
+        text=("text", "The bytes as text, a byte order mark left out; NULL where they are none (see reason).", "text"),
         characters=("integer", "Characters of the text."),
         reason=("text", "Why there is no text; NULL where there is."),
         size_bytes=("integer", "Size of the contents in bytes."),

@@ -38,7 +38,7 @@ from contio_pipeline.health import Case, Check, Problem, checks
 from contio_pipeline.journal import clear_journals
 from contio_pipeline.listings import Lister
 from contio_pipeline.night import Plan, plan_night, usual_window
-from contio_pipeline.publish import Generation, Keep, ask, current, publish
+from contio_pipeline.publish import Generation, Terms, ask, current, publish
 from contio_pipeline.rows import decode
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import (
@@ -191,6 +191,7 @@ class Run:
             StorageError: the data folder cannot be used.
         """
         self.settings = settings
+        self._terms = Terms.asked_for(settings, declared)
         self.accounts = _accounts(settings, accounts)
         client_id, _secret = settings.credentials()
         _warn_of_network_file_systems(settings, mounts)
@@ -269,8 +270,7 @@ class Run:
         """
         self._work.listener.publishing()
         report = self.report
-        keep = Keep.asked_for(self.settings)
-        generation, new = publish(self._work.warehouse, datetime.now(UTC), keep=keep, zone=self.settings.timezone)
+        generation, new = publish(self._work.warehouse, datetime.now(UTC), self._terms)
         report.generation, report.new_generation = generation, new
         report.requests = self._work.client.traffic.requests
         report.seconds = time.monotonic() - self._begun
@@ -286,8 +286,8 @@ class Run:
         return [row for row in windows if not row["complete"]]
 
     def look(self, table: Table, rows: int) -> tuple[int, list[dict[str, Any]]]:
-        """How many live rows the table holds, and some of those that changed last."""
-        return self._work.warehouse.look(table, rows)
+        """How many live rows the table holds, and some of those that changed last, as readers get them."""
+        return self._work.warehouse.look(table, rows, self._terms.policy)
 
     def rows_by_day(self, table: Table, window: Window) -> dict[str, int]:
         """How many live rows of the window the table holds: UTC day -> rows."""

@@ -16,6 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from contio_pipeline.documents import TOO_LARGE
+from contio_pipeline.privacy import Policy
 from contio_pipeline.rows import Batch
 from contio_pipeline.stage import Stage
 from contio_pipeline.streams import (
@@ -628,14 +629,14 @@ class Warehouse(WorkFile):
         """All that is known of listing one stream of one account: rows of `ops.windows`."""
         return self.query(f"SELECT * FROM {WINDOWS.full_name} WHERE account = ? AND stream = ?", [account, stream.name])
 
-    def look(self, table: Table, rows: int) -> tuple[int, list[dict[str, Any]]]:
-        """How many live rows the table holds, and some of those that changed last."""
+    def look(self, table: Table, rows: int, policy: Policy) -> tuple[int, list[dict[str, Any]]]:
+        """How many live rows the table holds, and some of those that changed last, as the policy lets them be seen."""
         columns = {column.name for column in table.columns}
         live = "_deleted_at IS NULL" if "_deleted_at" in columns else "true"
         changed = "_changed_at" if "_changed_at" in columns else table.month_field
         [(count,)] = self.connection.execute(f"SELECT count(*) FROM {table.full_name} WHERE {live}").fetchall()
         newest = f"ORDER BY {changed} DESC NULLS LAST, id LIMIT {rows}"
-        return int(count), self.query(f"SELECT * FROM {table.full_name} WHERE {live} {newest}")
+        return int(count), self.query(f"{policy.select(table)} AND {live} {newest}")
 
     def rows_by_day(self, table: Table, window: Window) -> dict[str, int]:
         """How many live rows of the window the table holds: UTC day -> rows, days without any left out."""

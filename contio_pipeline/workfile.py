@@ -216,7 +216,7 @@ class WorkFile:
         with self.closed_file() as file:
             fresh = self.spill / "fresh.duckdb"
             fresh.unlink(missing_ok=True)
-            connection = self._duckdb()
+            connection = self.scratch()
             try:
                 connection.execute(f"ATTACH {literal(str(file))} AS old (READ_ONLY)")
                 attach(connection, fresh, "fresh")
@@ -272,7 +272,7 @@ class WorkFile:
         with self.transaction() as connection:
             for step in range(found or self._version, self._version):
                 migrations[step](connection)
-            self._make_tables(connection)
+            make_tables(connection, self.streams)
             self.put_meta("schema_version", str(self._version))
             stored = self.meta("api_origin")
             if stored and origin and stored != origin:
@@ -286,7 +286,7 @@ class WorkFile:
     def _create(self) -> None:
         """Make an empty file that is whole when it appears: a full disk or a kill leaves none that looks damaged."""
         new = self.spill / "new.duckdb"
-        connection = self._duckdb()
+        connection = self.scratch()
         try:
             attach(connection, new)
             connection.execute("DETACH warehouse")
@@ -296,16 +296,15 @@ class WorkFile:
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         try:
-            connection = self._duckdb()
+            connection = self.scratch()
             attach(connection, self.path)
             connection.execute("USE warehouse")
         except duckdb.Error as error:
             raise self._failed(error) from None
-        connection.execute("SET TimeZone = 'UTC'")  # as a connect option it fails on 2.0
         return connection
 
-    def _duckdb(self) -> duckdb.DuckDBPyConnection:
-        """DuckDB without a file yet, frugal, with a private folder for what it puts aside."""
+    def scratch(self) -> duckdb.DuckDBPyConnection:
+        """DuckDB without a file yet, frugal, with a private folder for what it puts aside; times are UTC's."""
         config: dict[str, str | bool | int | float | list[str]] = {
             "autoinstall_known_extensions": False,
             "temp_directory": str(self.spill),
@@ -313,6 +312,7 @@ class WorkFile:
         self.spill.mkdir(mode=0o700, exist_ok=True)
         connection = duckdb.connect(":memory:", config=config)
         frugal(connection)
+        connection.execute("SET TimeZone = 'UTC'")  # as a connect option it fails on 2.0
         return connection
 
     def _version_found(self) -> int | None:
@@ -344,54 +344,54 @@ class WorkFile:
         with self.transaction():
             self.put_meta("api_origin", origin)
 
-    def _make_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Create what is declared and not there, and keep every comment as declared."""
-        stored: dict[str, dict[str, str | None]] = {}
-        for schema, table, column, comment in connection.execute(
-            "SELECT schema_name, table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal"
-        ).fetchall():
-            stored.setdefault(f"{schema}.{table}", {})[column] = comment
-        described = dict(
-            connection.execute(
-                """SELECT schema_name || '.' || table_name, comment FROM duckdb_tables()
-                UNION ALL SELECT schema_name || '.' || view_name, comment FROM duckdb_views() WHERE NOT internal"""
-            ).fetchall()
-        )
-        for schema in ("raw", "ops"):
-            connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-        for table in tables(self.streams):
-            columns = stored.get(table.full_name)
-            kind = "VIEW" if table.shows else "TABLE"
-            if table.shows and (columns is None or columns.keys() != {column.name for column in table.columns}):
-                shown = " UNION ALL BY NAME ".join(f"SELECT * FROM {shown.full_name}" for shown in table.shows)
-                connection.execute(f"CREATE OR REPLACE VIEW {table.full_name} AS {shown}")
-                columns = {}
-            elif columns is None:
-                connection.execute(f"CREATE TABLE {table.full_name} ({column_list(table.columns)})")
-                columns = {}
-            else:
-                self._add_columns(table, [column for column in table.columns if column.name not in columns])
-            if described.get(table.full_name) != table.doc:
-                connection.execute(f"COMMENT ON {kind} {table.full_name} IS {literal(table.doc)}")
-            for column in table.columns:
-                if columns.get(column.name) != column.doc:
-                    connection.execute(
-                        f"COMMENT ON COLUMN {table.full_name}.{quoted(column.name)} IS {literal(column.doc)}"
-                    )
 
-    def _add_columns(self, table: Table, columns: Sequence[Column]) -> None:
-        for column in columns:
-            self.connection.execute(
-                f"ALTER TABLE {table.full_name} ADD COLUMN {quoted(column.name)} {SQL_TYPES[column.kind]}"
-            )
-            if any(stored.name == "_changed_at" for stored in table.columns) and any(
-                c.name == "_extra" for c in table.columns
-            ):
-                # What was unknown until now is in _extra: without its hash, the next sync that sees the row rewrites it.
-                self.connection.execute(
-                    f"UPDATE {table.full_name} SET _hash = '' WHERE json_exists(_extra, ?)",
-                    [f'$."{column.name}"'],
+def make_tables(connection: duckdb.DuckDBPyConnection, streams: tuple[Stream, ...]) -> None:
+    """Create what is declared and not there, in the database in use, and keep every comment as declared."""
+    stored: dict[str, dict[str, str | None]] = {}
+    for schema, table, column, comment in connection.execute(
+        """SELECT schema_name, table_name, column_name, comment FROM duckdb_columns()
+        WHERE NOT internal AND database_name = current_database()"""
+    ).fetchall():
+        stored.setdefault(f"{schema}.{table}", {})[column] = comment
+    described = dict(
+        connection.execute(
+            """SELECT schema_name || '.' || table_name, comment FROM duckdb_tables() WHERE database_name = current_database()
+            UNION ALL SELECT schema_name || '.' || view_name, comment FROM duckdb_views()
+            WHERE NOT internal AND database_name = current_database()"""
+        ).fetchall()
+    )
+    for schema in ("raw", "ops"):
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+    for table in tables(streams):
+        columns = stored.get(table.full_name)
+        kind = "VIEW" if table.shows else "TABLE"
+        if table.shows and (columns is None or columns.keys() != {column.name for column in table.columns}):
+            shown = " UNION ALL BY NAME ".join(f"SELECT * FROM {shown.full_name}" for shown in table.shows)
+            connection.execute(f"CREATE OR REPLACE VIEW {table.full_name} AS {shown}")
+            columns = {}
+        elif columns is None:
+            connection.execute(f"CREATE TABLE {table.full_name} ({column_list(table.columns)})")
+            columns = {}
+        else:
+            _add_columns(connection, table, [column for column in table.columns if column.name not in columns])
+        if described.get(table.full_name) != table.doc:
+            connection.execute(f"COMMENT ON {kind} {table.full_name} IS {literal(table.doc)}")
+        for column in table.columns:
+            if columns.get(column.name) != column.doc:
+                connection.execute(
+                    f"COMMENT ON COLUMN {table.full_name}.{quoted(column.name)} IS {literal(column.doc)}"
                 )
+
+
+def _add_columns(connection: duckdb.DuckDBPyConnection, table: Table, columns: Sequence[Column]) -> None:
+    names = {column.name for column in table.columns}
+    for column in columns:
+        connection.execute(f"ALTER TABLE {table.full_name} ADD COLUMN {quoted(column.name)} {SQL_TYPES[column.kind]}")
+        if names >= {"_changed_at", "_extra"}:
+            # What was unknown until now is in _extra: without its hash, the next sync that sees the row rewrites it.
+            connection.execute(
+                f"UPDATE {table.full_name} SET _hash = '' WHERE json_exists(_extra, ?)", [f'$."{column.name}"']
+            )
 
 
 def attach(connection: duckdb.DuckDBPyConnection, file: Path, name: str = "warehouse") -> None:

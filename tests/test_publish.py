@@ -20,7 +20,7 @@ from test_warehouse import NOW, ORIGIN, commit
 
 from contio_pipeline import publish as module
 from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
-from contio_pipeline.publish import Keep, ask, current, publish
+from contio_pipeline.publish import Keep, Terms, ask, current, publish
 from contio_pipeline.streams import stream_named
 from contio_pipeline.warehouse import Warehouse
 
@@ -116,7 +116,7 @@ def test_there_are_never_more_generations_than_asked_for(warehouse: Warehouse) -
     names = []
     for number in range(8):
         commit(warehouse, [row("a", None, f"version {number}")], complete=False)
-        names.append(publish(warehouse, NOW + timedelta(minutes=number), keep=Keep(days=1, most=4))[0].name)
+        names.append(publish(warehouse, NOW + timedelta(minutes=number), Terms(Keep(days=1, most=4)))[0].name)
         left = sorted(path.name for path in (warehouse.path.parent / "generations").iterdir())
         assert left == names[-4:]
 

@@ -125,6 +125,28 @@ VARIABLES = {
     "alert_url": Variable(None, {}),  # a secret: see test_alerts.py
     "digest": Variable(True, {"false": False, "true": True}, ("perhaps",)),
     "keep_runs_days": Variable(180, {"1": 1, "3660": 3660}, ("0", "3661", "1.5")),
+    "privacy": Variable("standard", {"standard": "standard"}, ("open", "STRICT")),
+    "publish_policy": Variable(
+        (),
+        {
+            "meetings.title=drop": ("meetings.title=drop",),
+            " meetings.title = drop ,just_me=keep,": ("meetings.title=drop", "just_me=keep"),
+            "agenda_items.talking_points=keep": ("agenda_items.talking_points=keep",),
+        },
+        (
+            "meetings.title",
+            "meetings.titel=drop",
+            "meetings.title=hide",
+            "meetings.id=drop",
+            "meetings.start_time=hash",
+            "meetings._account=drop",
+            "meetings_past.title=drop",
+            "mart.people=drop",
+            "just_me=hash",
+            "x",
+        ),
+    ),
+    "hash_salt": Variable(None, {"0123456789abcdef": Secret("0123456789abcdef")}, ("short",)),
     "keep_generation_days": Variable(1, {"1": 1, "2.5": 2.5}, ("0.9", "367", "nan")),
     "keep_generations": Variable(300, {"2": 2, "9000": 9000}, ("1", "0", "many")),
     "log_format": Variable("text", {"json": "json", "text": "text"}, ("JSON", "xml")),

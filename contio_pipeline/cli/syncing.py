@@ -291,7 +291,7 @@ def _bar() -> Progress:
 @command(app)
 def publish(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback does the work
     """Publish what the warehouse holds; every sync does it, so this is for after an interrupted one."""
-    from contio_pipeline.publish import Keep
+    from contio_pipeline.publish import Terms
     from contio_pipeline.publish import publish as make_generation
     from contio_pipeline.settings import load_settings
     from contio_pipeline.warehouse import Warehouse
@@ -300,7 +300,5 @@ def publish(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback do
     if not (settings.data_dir / "warehouse.duckdb").exists():
         raise ConfigError(f"there is no warehouse in {settings.data_dir} yet: run contio-pipeline sync")
     with Warehouse(settings.data_dir, origin=None) as warehouse:
-        generation, new = make_generation(
-            warehouse, datetime.now(UTC), keep=Keep.asked_for(settings), zone=settings.timezone
-        )
+        generation, new = make_generation(warehouse, datetime.now(UTC), Terms.asked_for(settings))
     print(f"{'Published' if new else 'Nothing changed; still published'}: {generation.folder}")
