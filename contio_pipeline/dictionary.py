@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from contio_pipeline.marts import MARTS
-from contio_pipeline.streams import STREAMS, Stream, tables
+from contio_pipeline.privacy import STRICT
+from contio_pipeline.streams import STREAMS, Column, Stream, tables
 from contio_pipeline.workfile import SQL_TYPES
 
 _HEAD = """# Data dictionary
@@ -21,6 +22,8 @@ published file: `SELECT * FROM duckdb_columns()`, and what BI tools show beside 
   are local (`CONTIO_TIMEZONE`).
 - **raw** is what the API holds, a row for each account that sees it, and every version of it.
 - **ops** is what was listed, when, and whether it is complete.
+
+What the publish policy hides is said in italics (`CONTIO_PRIVACY`, `CONTIO_PUBLISH_POLICY`); marts are made of what is left.
 """
 
 
@@ -34,11 +37,21 @@ def dictionary(streams: tuple[Stream, ...] = STREAMS) -> str:
                 _table(mart.full_name, mart.doc, [(f.name, f.type, f.doc) for f in mart.fields]) for mart in MARTS
             ]
         parts += [
-            _table(table.full_name, table.doc, [(c.name, SQL_TYPES[c.kind], c.doc) for c in table.columns])
+            _table(
+                table.full_name, table.doc, [(c.name, SQL_TYPES[c.kind], f"{c.doc}{_hidden(c)}") for c in table.columns]
+            )
             for table in tables(streams)
             if table.schema == schema
         ]
     return "\n".join(parts)
+
+
+def _hidden(column: Column) -> str:
+    """What the publish policy does with it."""
+    if not column.holds:
+        return ""
+    action = {"drop": "dropped", "hash": "hashed"}[STRICT[column.holds]]
+    return f" *{action.capitalize()} {'unless it is asked for' if column.holds == 'private' else 'by `strict`'}.*"
 
 
 def _table(name: str, doc: str, columns: Iterable[tuple[str, str, str]]) -> str:

@@ -21,7 +21,7 @@ from contio_pipeline.workfile import SQL_TYPES, literal, quoted
 
 Action = Literal["keep", "drop", "hash"]
 
-_STRICT: Mapping[str, Action] = MappingProxyType(
+STRICT: Mapping[str, Action] = MappingProxyType(
     {"person": "hash", "people": "hash", "notes": "hash", "name": "drop", "text": "drop", "private": "drop"}
 )
 """What the preset `strict` does with columns, by what they hold; of notes marts ask whether there are any, so they are hashed."""
@@ -49,7 +49,7 @@ class Policy:
     @classmethod
     def asked_for(cls, settings: Settings, streams: tuple[Stream, ...] = STREAMS) -> Policy:
         """As the settings say: the preset, then what is said of single columns."""
-        preset: Mapping[str, Action] = _STRICT if settings.privacy == "strict" else {"private": "drop"}
+        preset: Mapping[str, Action] = STRICT if settings.privacy == "strict" else {"private": "drop"}
         actions: dict[str, Action] = {
             f"{table.name}.{column.name}": preset[column.holds]
             for table in _kinds(streams)

@@ -24,6 +24,7 @@ import pytest
 import truth
 import yaml
 from conftest import LISTED, Place, Receiver, Up, wind_back
+from test_privacy import MARK, SALT, change_everything, hide_something_everywhere
 
 from contio_pipeline import streams
 from contio_pipeline.alerts import Alerts
@@ -115,6 +116,26 @@ def listings(place: Place) -> Counter[tuple[str, str]]:
     return Counter(
         (str(request.account), name) for request in first for name in names if request.path.endswith(f"/user/{name}")
     )
+
+
+def test_nothing_that_the_policy_hides_is_in_any_file_of_dagsters(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in (("PRIVACY", "strict"), ("HASH_SALT", SALT), ("OPTIONAL_STREAMS", "participants,agenda_items")):
+        monkeypatch.setenv(f"CONTIO_{name}", value)
+    hide_something_everywhere(project.place.world)
+    change_everything(project.place.world)
+    project.run("full_sync")  # which fails: too many rows are broken
+    for name in parts():
+        assert project.latest(name)["preview"].records, name
+    files = [path for path in (tmp_path / "dagster").rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert [path for path in files if MARK.encode() in path.read_bytes()] == []
+    monkeypatch.setenv("CONTIO_PRIVACY", "standard")
+    project.run("full_sync")
+    assert [
+        path for path in files if path.exists() and MARK.encode() in path.read_bytes()
+    ]  # so looking finds what is there
 
 
 # What is defined --------------------------------------------------------------------------------------------------------
