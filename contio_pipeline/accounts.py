@@ -31,8 +31,8 @@ from contio_pipeline.errors import (
     StorageError,
 )
 from contio_pipeline.folders import private_folder
+from contio_pipeline.generations import ask, current
 from contio_pipeline.protocol import printable
-from contio_pipeline.publish import ask, current
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import PROFILE_PATH, SCOPES, STREAMS
 

@@ -29,7 +29,8 @@ from contio_pipeline import __version__
 from contio_pipeline.documents import DocumentStore, path_of
 from contio_pipeline.errors import ConfigError, StorageError, WarehouseBusy
 from contio_pipeline.folders import flush, private_folder
-from contio_pipeline.publish import Generation, Terms, publish
+from contio_pipeline.generations import Generation
+from contio_pipeline.publish import Terms, publish
 from contio_pipeline.settings import Secret, Settings
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.workfile import SCHEMA_VERSION, replace_file, take_lock

@@ -15,7 +15,7 @@ from typing import Any
 
 from contio_pipeline.auth import Tokens, TokenStore
 from contio_pipeline.errors import ConfigError, ContioError
-from contio_pipeline.publish import Generation, current
+from contio_pipeline.generations import Generation, current
 from contio_pipeline.sandbox.server import Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import load_settings

@@ -44,6 +44,7 @@ from contio_pipeline.errors import (
 )
 from contio_pipeline.folders import MOUNTS, network_file_system, private_file
 from contio_pipeline.forget import unfinished
+from contio_pipeline.generations import Generation, ask, current, refused
 from contio_pipeline.health import CONSENT_ENDS_SOON, COPIES, LEAST_SPACE, Case, checks
 from contio_pipeline.probe import (
     API_VERSION,
@@ -59,7 +60,6 @@ from contio_pipeline.probe import (
     is_known,
     probe,
 )
-from contio_pipeline.publish import Generation, ask, current, refused
 from contio_pipeline.settings import Settings, env_file, load_settings
 from contio_pipeline.streams import PROFILE_NAME, PROFILE_PATH, PROFILE_SCOPE, SCOPES, STREAMS
 from contio_pipeline.workfile import SCHEMA_VERSION, writer

@@ -23,7 +23,8 @@ from contio_pipeline.documents import DocumentStore
 from contio_pipeline.erase import Erasure
 from contio_pipeline.errors import ConfigError, StorageError
 from contio_pipeline.folders import private_file
-from contio_pipeline.publish import Terms, generations, publish
+from contio_pipeline.generations import generations
+from contio_pipeline.publish import Terms, publish
 from contio_pipeline.settings import Settings
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.workfile import old_copies, with_room

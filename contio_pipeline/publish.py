@@ -28,15 +28,14 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
-import pyarrow as pa
 
 from contio_pipeline import __version__
-from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
+from contio_pipeline.errors import StorageError
 from contio_pipeline.folders import flush, private_file
+from contio_pipeline.generations import DATABASE, REFUSED, Generation, current, generations
 from contio_pipeline.integrity import MEND, contradictions
 from contio_pipeline.marts import MARTS, Mart
 from contio_pipeline.privacy import Policy
@@ -47,19 +46,7 @@ from contio_pipeline.workfile import attach, literal, make_tables, quoted, with_
 
 log = logging.getLogger(__name__)
 
-DATABASE = "contio.duckdb"
 UNDATED = "undated"
-_REFUSED = ".not-published"
-"""The file in the data folder that says why the last try was refused."""
-
-_MANIFEST = {"generation", "published_at", "fingerprints", "fingerprints_of", "files"}
-_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
-_ALONE: dict[str, str | bool | int | float | list[str]] = {
-    "autoinstall_known_extensions": False,
-    "enable_external_access": False,
-}
-"""A question reads the published tables, no other file of the machine."""
-
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 
 _ROW_GROUP = 16384
@@ -67,137 +54,6 @@ _ROW_GROUP = 16384
 
 _FRESH = timedelta(hours=1)
 """A sync that changed nothing makes a new generation only when the current one is older (docs/decisions/0003)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A published state: its folder (resolved, so that it stays the same one) and its manifest."""
-
-    folder: Path
-    manifest: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The folder's name, which sorts by time."""
-        return self.folder.name
-
-    @property
-    def database(self) -> Path:
-        """The DuckDB file; open it read-only."""
-        return self.folder / DATABASE
-
-    @property
-    def published_at(self) -> datetime:
-        """When it was built."""
-        return datetime.fromisoformat(self.manifest["published_at"])
-
-
-def current(data_dir: Path) -> Generation:
-    """The generation to read.
-
-    Raises:
-        NothingPublished: there is none yet.
-        StorageError: it is damaged; the next publish replaces it.
-    """
-    link = data_dir / "current"
-    try:
-        folder = link.resolve(strict=True)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise NothingPublished(
-            f"nothing is published in {data_dir} yet: run contio-pipeline sync (or set CONTIO_DATA_DIR to where it publishes)"
-        ) from None
-    except ValueError:
-        manifest = None
-    if not isinstance(manifest, dict) or not manifest.keys() >= _MANIFEST or not (folder / DATABASE).is_file():
-        raise StorageError(f"the published generation {link} is damaged: run contio-pipeline publish")
-    return Generation(folder, manifest)
-
-
-def refused(data_dir: Path) -> str:
-    """Why nothing newer is published than there is; empty where nothing was refused."""
-    try:
-        return (data_dir / _REFUSED).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a query returned: column names, DuckDB's names of their types, and the rows, read as they are asked for, once.
-
-    Attributes:
-        batches: the rows as Arrow has them.
-    """
-
-    names: list[str]
-    kinds: list[str]
-    schema: pa.Schema
-    batches: Iterator[pa.RecordBatch]
-
-    @property
-    def rows(self) -> Iterator[tuple[Any, ...]]:
-        """The rows as Python has them."""
-        for batch in self.batches:
-            try:
-                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
-            except (OverflowError, ValueError) as error:
-                raise ConfigError(f"the query failed: {error}") from None
-
-    def save(self, target: Path) -> int:
-        """Write the rows to a Parquet file, whole or not at all; returns how many there are."""
-        from pyarrow.parquet import ParquetWriter  # noqa: PLC0415 - nothing else here writes by Arrow
-
-        part, rows = target.with_name(f".{target.name}.part"), 0
-        try:
-            with ParquetWriter(part, self.schema, compression="zstd") as writer:
-                for batch in self.batches:
-                    writer.write_batch(batch)
-                    rows += batch.num_rows
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-        return rows
-
-
-def ask(generation: Generation, sql: str) -> Answer:
-    """Run one SQL statement on a generation, read-only; times are aware datetimes in UTC.
-
-    Raises:
-        ConfigError: the statement is wrong, or returns no rows.
-        StorageError: the published file is damaged.
-    """
-    try:
-        sql.encode()
-        connection = duckdb.connect(generation.database, read_only=True, config=_ALONE)
-    except UnicodeEncodeError:
-        raise ConfigError(
-            "the statement is not text in the encoding of this terminal (look at LANG and LC_ALL)"
-        ) from None
-    except duckdb.Error as error:
-        raise StorageError(f"{generation.database} is damaged ({error}): run contio-pipeline publish") from None
-    try:
-        connection.execute("SET TimeZone = 'UTC'")
-        statements = connection.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type not in _READING:
-            raise ConfigError("one statement that reads is expected, such as SELECT …: the published data is read-only")
-        answer = connection.sql(sql)
-        if answer is None:
-            raise ConfigError("that statement returns no rows")
-        names, kinds = list(answer.columns), [str(kind) for kind in answer.types]
-        reader = answer.to_arrow_reader()
-    except duckdb.Error as error:
-        raise ConfigError(f"the query failed: {error}") from None
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        try:
-            yield from reader
-        except (duckdb.Error, OSError, ValueError) as error:
-            raise ConfigError(f"the query failed: {error}") from None
-        finally:
-            connection.close()
-
-    return Answer(names, kinds, reader.schema, batches())
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,9 +121,9 @@ def publish(
     }
     if whole and (broken := contradictions(warehouse.query, warehouse.streams)):
         told = f"{'; '.join(broken)}: {MEND}"
-        private_file(data_dir / _REFUSED, told)
+        private_file(data_dir / REFUSED, told)
         raise StorageError(told)
-    (data_dir / _REFUSED).unlink(missing_ok=True)
+    (data_dir / REFUSED).unlink(missing_ok=True)
     try:
         return _publish(warehouse, data_dir, prints, now, terms or Terms(), anew=anew)
     except (OSError, duckdb.Error) as error:
@@ -612,11 +468,6 @@ def _clean_up(data_dir: Path, now: datetime, keep: Keep) -> None:
     for number, (folder, successor) in enumerate(zip_longest(replaced, replaced[1:])):
         if number < surplus or (successor and _made_at(successor.name) < now - timedelta(days=keep.days)):
             shutil.rmtree(folder)
-
-
-def generations(data_dir: Path) -> list[Path]:
-    """The folders of all generations, the oldest first."""
-    return sorted((data_dir / "generations").glob("*Z-*"))
 
 
 def _current_or_none(data_dir: Path) -> Generation | None:

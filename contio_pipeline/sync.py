@@ -34,11 +34,12 @@ from contio_pipeline.errors import (
 )
 from contio_pipeline.folders import MOUNTS, network_file_system
 from contio_pipeline.forget import unfinished
+from contio_pipeline.generations import Generation, ask, current
 from contio_pipeline.health import Case, Check, Problem, checks
 from contio_pipeline.journal import clear_journals
 from contio_pipeline.listings import Lister
 from contio_pipeline.night import Plan, plan_night, usual_window
-from contio_pipeline.publish import Generation, Terms, ask, current, publish
+from contio_pipeline.publish import Terms, publish
 from contio_pipeline.rows import decode
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import (

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from contio_pipeline.client import Client
+from contio_pipeline.generations import Generation
 from contio_pipeline.journal import Journal
 from contio_pipeline.night import Plan
-from contio_pipeline.publish import Generation
 from contio_pipeline.settings import Settings
 from contio_pipeline.warehouse import Changes, Listing, Warehouse, Window
 

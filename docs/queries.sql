@@ -83,3 +83,18 @@ WHERE id IN (SELECT id FROM raw.meetings_past) ORDER BY id, _changed_at LIMIT 10
 
 -- Can I rely on what is published?
 SELECT account, stream, last_listed_at, is_complete, reason FROM mart.sync_health ORDER BY is_complete, account, stream;
+
+-- Which documents say something about the budget?
+SELECT title, source_format, meeting_id, characters FROM mart.document_texts
+WHERE text ILIKE '%budget%' OR title ILIKE '%document%' ORDER BY created_at DESC LIMIT 20;
+
+-- With CONTIO_OPTIONAL_STREAMS=agenda_items: which meetings have no agenda?
+SELECT local_date, title FROM mart.meetings m
+WHERE deleted_at IS NULL AND NOT EXISTS (
+    FROM raw.agenda_items a WHERE a._parent_id = m.id AND a._deleted_at IS NULL)
+ORDER BY local_date LIMIT 20;
+
+-- With CONTIO_OPTIONAL_STREAMS=participants: who was invited to meetings, and did not come?
+SELECT name, count(DISTINCT meeting_id) AS meetings, count(DISTINCT meeting_id) FILTER (NOT is_attended) AS missed
+FROM raw.participants WHERE _deleted_at IS NULL AND is_attended IS NOT NULL
+GROUP BY ALL ORDER BY missed DESC LIMIT 20;

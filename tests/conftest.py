@@ -25,7 +25,8 @@ import httpx
 import pytest
 
 from contio_pipeline.auth import Tokens, TokenStore
-from contio_pipeline.publish import current, publish
+from contio_pipeline.generations import current
+from contio_pipeline.publish import publish
 from contio_pipeline.sandbox.server import Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings, load_settings

@@ -43,7 +43,8 @@ from bench import table, tell
 from load_server import DAYS, Row, action_item, identity, meeting
 
 from contio_pipeline import __version__
-from contio_pipeline.publish import Generation, publish
+from contio_pipeline.generations import Generation
+from contio_pipeline.publish import publish
 from contio_pipeline.rows import Batch, decode
 from contio_pipeline.streams import Stream, stream_named
 from contio_pipeline.warehouse import Listing, Scope, Warehouse, Window

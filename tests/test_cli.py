@@ -16,6 +16,7 @@ from typing import Any
 
 import commands
 import httpx
+import pyarrow.parquet as pq
 import pytest
 from commands import NO_SETTINGS
 from conftest import Place
@@ -515,3 +516,64 @@ def test_publishing_by_hand_keeps_generations_as_the_settings_say(place: Place) 
     assert len(list(generations.iterdir())) == 3
     assert call("publish", env=place.environment | {"CONTIO_KEEP_GENERATIONS": "2"}).returncode == 0
     assert len(list(generations.iterdir())) == 1  # the current one, and room for the next
+
+
+# Files ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.synced
+def test_a_mart_and_a_question_are_written_to_files_of_each_kind(place: Place, tmp_path: Path) -> None:
+    meetings = "SELECT id, title, start_time, seen_by FROM mart.meetings ORDER BY id"
+    events = "SELECT id, attendees, _extra FROM raw.calendar_events"
+    asked = (
+        (["query", meetings], meetings),
+        (["query", events], events),
+        (["export", "--mart", "people"], "FROM mart.people"),
+    )
+    for number, (arguments, sql) in enumerate(asked):
+        rows, folder = place.query(sql), tmp_path / str(number)
+        folder.mkdir()
+        files = {kind: folder / f"rows.{kind}" for kind in ("csv", "json", "parquet")}
+        for file in files.values():
+            done = call(*arguments, "--to", str(file), env=place.environment)
+            assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        table = pq.ParquetFile(files["parquet"]).read()
+        lines = list(csv.DictReader(io.StringIO(files["csv"].read_bytes().decode())))
+        objects = json.loads(files["json"].read_text(encoding="utf-8"))
+        assert len(lines) == len(objects) == table.num_rows == len(rows) > 0
+        assert [row["id"] for row in objects] == table.column("id").to_pylist() == [row["id"] for row in lines]
+        assert list(objects[0]) == table.column_names == list(lines[0])
+        assert {path.name for path in folder.iterdir()} == {f"rows.{kind}" for kind in files}
+
+
+@pytest.mark.synced
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["export", "--mart", "meeting", "--to", "m.csv"], "there is no mart 'meeting'; there are meetings, "),
+        (["export", "--mart", "people", "--to", "m.xlsx"], "must end in .csv, .json or .parquet"),
+        (["export", "--mart", "people", "--to", "nowhere/m.csv"], "nowhere"),
+        (["query", "SELECT 1", "--format", "parquet"], "name it with --to"),
+        (["query", "SELECT 1", "--to", "folder.csv"], "folder.csv"),
+        (["query", "SELECT error('broken')", "--to", "m.csv"], "broken"),
+    ],
+)
+def test_what_cannot_be_written_is_said_and_leaves_no_file(
+    arguments: list[str], says: str, place: Place, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    done = call(*arguments, env=place.environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+@pytest.mark.synced
+def test_a_file_that_is_there_is_replaced_whole_or_not_at_all(place: Place, tmp_path: Path) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text("before")
+    failing = "SELECT CASE WHEN i < 100000 THEN i ELSE error('late') END FROM range(100001) t(i)"
+    assert call("query", failing, "--to", str(file), env=place.environment).returncode == 2
+    assert file.read_text() == "before"
+    assert call("export", "--mart", "people", "--to", str(file), env=place.environment).returncode == 0
+    assert file.read_text().startswith("id,user_id,")

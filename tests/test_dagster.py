@@ -30,8 +30,8 @@ from contio_pipeline import streams
 from contio_pipeline.alerts import Alerts
 from contio_pipeline.auth import Tokens, TokenStore
 from contio_pipeline.errors import ConfigError
+from contio_pipeline.generations import current
 from contio_pipeline.health import checks
-from contio_pipeline.publish import current
 from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.settings import load_settings
 from contio_pipeline.sync import parts

@@ -26,7 +26,7 @@ from contio_pipeline import doctor, workfile
 from contio_pipeline.auth import Tokens, TokenStore
 from contio_pipeline.doctor import Finding, examine
 from contio_pipeline.errors import ConfigError
-from contio_pipeline.publish import current
+from contio_pipeline.generations import current
 from contio_pipeline.sandbox.faults import named
 from contio_pipeline.settings import load_settings
 from contio_pipeline.sync import Run

@@ -12,7 +12,7 @@ from tenacity import wait_fixed
 from truth import check
 
 from contio_pipeline import client
-from contio_pipeline.publish import current
+from contio_pipeline.generations import current
 from contio_pipeline.sandbox.faults import BODIES, CALENDAR, FOR_EVER, NAMED, named
 
 NewPlace = Callable[..., Place]

@@ -18,8 +18,9 @@ from contio_pipeline import health
 from contio_pipeline.auth import TokenStore
 from contio_pipeline.doctor import examine
 from contio_pipeline.errors import StorageError
+from contio_pipeline.generations import current
 from contio_pipeline.health import Case, checks
-from contio_pipeline.publish import current, publish
+from contio_pipeline.publish import publish
 from contio_pipeline.sandbox.faults import named
 from contio_pipeline.streams import STREAMS
 from contio_pipeline.warehouse import Warehouse

@@ -20,8 +20,8 @@ from conftest import Place
 from test_publish import READERS, ROOT
 from truth import Row, instant
 
+from contio_pipeline.generations import current
 from contio_pipeline.marts import MARTS, Mart
-from contio_pipeline.publish import current
 
 ZONE = "America/New_York"
 NEEDED = {

@@ -23,8 +23,8 @@ import duckdb
 import pytest
 
 from contio_pipeline.auth import Tokens, TokenStore
+from contio_pipeline.generations import current
 from contio_pipeline.protocol import MAX_JSON_BYTES
-from contio_pipeline.publish import current
 
 MOST = 400
 """MB."""

@@ -33,7 +33,7 @@ from tenacity import wait_fixed
 from truth import Row, check, check_parquet, expected_row, instant, stored
 
 from contio_pipeline import client, listings
-from contio_pipeline.publish import Generation
+from contio_pipeline.generations import Generation
 from contio_pipeline.sandbox.faults import BODIES, EVERYTHING, JSON, LISTS, NAMED, Fault, named
 from contio_pipeline.sandbox.generate import File
 from contio_pipeline.sandbox.server import Request, Sandbox

@@ -14,9 +14,10 @@ import pytest
 from conftest import Place
 
 from contio_pipeline.errors import ConfigError
+from contio_pipeline.generations import current
 from contio_pipeline.marts import MARTS
 from contio_pipeline.privacy import Policy
-from contio_pipeline.publish import Terms, current, publish
+from contio_pipeline.publish import Terms, publish
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings, load_settings
 from contio_pipeline.streams import STREAMS, tables

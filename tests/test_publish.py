@@ -20,7 +20,8 @@ from test_warehouse import NOW, ORIGIN, commit
 
 from contio_pipeline import publish as module
 from contio_pipeline.errors import ConfigError, NothingPublished, StorageError
-from contio_pipeline.publish import Keep, Terms, ask, current, publish
+from contio_pipeline.generations import ask, current
+from contio_pipeline.publish import Keep, Terms, publish
 from contio_pipeline.streams import stream_named
 from contio_pipeline.warehouse import Warehouse
 

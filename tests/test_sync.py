@@ -17,7 +17,7 @@ from truth import check
 
 from contio_pipeline.auth import TokenStore
 from contio_pipeline.errors import ConfigError
-from contio_pipeline.publish import current
+from contio_pipeline.generations import current
 from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.streams import STREAMS, Column, Stream
 from contio_pipeline.sync import Run, parts

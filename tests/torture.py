@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from truth import check
 
 from contio_pipeline.auth import Tokens, TokenStore
-from contio_pipeline.publish import current
+from contio_pipeline.generations import current
 from contio_pipeline.sandbox.server import Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings, load_settings

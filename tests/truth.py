@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
-from contio_pipeline.publish import current
+from contio_pipeline.generations import current
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import STREAMS, Stream, tables

@@ -18,7 +18,7 @@ from contio_pipeline.cli.common import Verbose, app, as_text, command, show_tabl
 from contio_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from contio_pipeline.publish import Answer
+    from contio_pipeline.generations import Answer
 
 
 class Format(StrEnum):
@@ -42,7 +42,7 @@ def status(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback doe
 
     It reads the current generation, never the working file, so it can be asked at any moment.
     """
-    from contio_pipeline.publish import ask, current, refused
+    from contio_pipeline.generations import ask, current, refused
     from contio_pipeline.settings import load_settings
 
     generation = current(load_settings().data_dir)
@@ -95,7 +95,7 @@ def query(
 
     Example: contio-pipeline query "SELECT status, count(*) FROM mart.meetings WHERE deleted_at IS NULL GROUP BY 1"
     """
-    from contio_pipeline.publish import ask, current
+    from contio_pipeline.generations import ask, current
     from contio_pipeline.settings import load_settings
 
     _write(ask(current(load_settings().data_dir), sql), format, to)
@@ -113,8 +113,8 @@ def export(
 
     Example: contio-pipeline export --mart person_week --to person_week.csv
     """
+    from contio_pipeline.generations import ask, current
     from contio_pipeline.marts import MARTS
-    from contio_pipeline.publish import ask, current
     from contio_pipeline.settings import load_settings
 
     names = [one.name for one in MARTS]
@@ -129,20 +129,23 @@ def _write(answer: Answer, how: Format | None, to: Path | None) -> None:
         how = next((one for one in Format if one is not Format.TABLE and to.suffix.lower() == f".{one}"), None)
         if not how:
             raise ConfigError(f"{to} must end in .csv, .json or .parquet, or --format must say how to write it")
-    if how is Format.PARQUET:
-        if not to:
-            raise ConfigError("Parquet is written to a file: name it with --to")
-        answer.save(to)
-    elif to:
-        part = to.with_name(f".{to.name}.part")
-        try:
+    if how is Format.PARQUET and not to:
+        raise ConfigError("Parquet is written to a file: name it with --to")
+    if not to:
+        _print(answer, how or Format.TABLE)
+        return
+    part = to.with_name(f".{to.name}.part")
+    try:
+        if how is Format.PARQUET:
+            answer.save(part)
+        else:
             with part.open("w", encoding="utf-8", newline="") as file, redirect_stdout(file):
                 _print(answer, how or Format.TABLE)
-            part.replace(to)
-        finally:
-            part.unlink(missing_ok=True)
-    else:
-        _print(answer, how or Format.TABLE)
+        part.replace(to)
+    except OSError as error:
+        raise ConfigError(f"{to} cannot be written ({error.strerror or error})") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _print(answer: Answer, how: Format) -> None:

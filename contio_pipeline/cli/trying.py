@@ -25,7 +25,7 @@ def demo(
     nothing but its own folders. A second run finds nothing changed.
     """
     from contio_pipeline.demo import QUESTIONS, run
-    from contio_pipeline.publish import ask
+    from contio_pipeline.generations import ask
 
     generation, summary = run(folder)
     for heading, rows in summary.items():
