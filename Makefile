@@ -52,7 +52,7 @@ growth: install ## what grows over many nights: files, memory, time (ARGS="--mee
 
 test-duckdb2: install $(READERS:%=.venv/duckdb-%/installed) ## run the storage tests and whole syncs on DuckDB 2.0
 	@PYTHONPATH=.venv/duckdb-2.0.0 $(BIN)/python -m pytest -n $(WORKERS) \
-	  tests/test_warehouse.py tests/test_publish.py tests/test_forget.py tests/test_backup.py \
+	  tests/test_warehouse.py tests/test_publish.py tests/test_forget.py tests/test_backup.py tests/test_marts.py tests/test_privacy.py \
 	  $(addprefix tests/test_sync.py::test_,a_full_sync_makes_everything_equal_to_the_api the_history_tells_every_change \
 	  after_the_world_changed_everything_is_equal_again running_again_changes_nothing_downloads_nothing_and_makes_no_generation) $(ARGS)
 

@@ -69,10 +69,17 @@ def _fields(**fields: tuple[str, str]) -> tuple[Field, ...]:
     return tuple(Field(name, kind, doc) for name, (kind, doc) in fields.items())
 
 
-_IN_USE = (
-    """aliases AS (SELECT id AS old_id, max(redirect_to_meeting_id) AS new_id FROM raw.meeting_aliases GROUP BY ALL)"""
-)
-"""SQL of a common table: what became of the id of a meeting that was merged into another, whichever account told."""
+_IN_USE = """RECURSIVE merges AS (
+            SELECT id AS old_id, max(redirect_to_meeting_id) AS new_id FROM raw.meeting_aliases GROUP BY ALL
+        ),
+        chains AS (
+            SELECT old_id, new_id, 1 AS hops FROM merges
+            UNION ALL
+            SELECT c.old_id, m.new_id, hops + 1 FROM chains c JOIN merges m ON m.old_id = c.new_id WHERE hops < 10
+        ),
+        aliases AS (SELECT old_id, arg_max(new_id, hops) AS new_id FROM chains GROUP BY old_id)"""
+"""SQL of a common table: what became of the id of a meeting that was merged into another, and that perhaps into a third,
+whichever account told."""
 
 _SEEN = ("VARCHAR[]", "The accounts that see it now, sorted; empty when it is gone.")
 _DELETED = ("TIMESTAMP WITH TIME ZONE", "When the last account lost sight of it; NULL while one sees it.")

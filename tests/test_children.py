@@ -22,7 +22,10 @@ GONE = "SELECT id, _gone_reason FROM raw.{} WHERE _account = 'ana' AND _deleted_
 def asked(new_place: Callable[..., Place]) -> Place:
     """A place whose settings ask for both streams, synced once."""
     place = new_place(meetings=40, accounts=2)
-    place.overrides["optional_streams"] = "participants,agenda_items"
+    place.overrides |= {
+        "optional_streams": "participants,agenda_items",
+        "publish_policy": "agenda_items.talking_points=keep",
+    }
     assert place.sync().complete
     return place
 

@@ -493,6 +493,24 @@ def test_every_mart_equals_an_independent_computation(new_place: Callable[..., P
 
 
 @pytest.mark.synced
+def test_a_meeting_that_was_merged_again_and_again_is_one_under_its_last_id(place: Place) -> None:
+    world = place.world
+    old = next(row["meeting_id"] for row in world.items("ana", "action_items") if row.get("meeting_id"))
+    items = {row["id"] for row in world.items("ana", "action_items") if row.get("meeting_id") == old}
+    new = old
+    for _ in range(3):
+        world.merge(ids=[new])
+        new = world.redirects[new]
+        place.sync()
+    ids = place.query(
+        f"SELECT id, deleted_at FROM mart.meetings WHERE id IN ('{old}', '{new}') OR id IN "
+        "(SELECT id FROM raw.meeting_aliases)"
+    )
+    assert ids == [(new, None)]
+    assert items <= {row[0] for row in place.query(f"SELECT id FROM mart.action_items WHERE meeting_id = '{new}'")}
+
+
+@pytest.mark.synced
 def test_marts_are_published_as_parquet_with_the_same_rows(place: Place) -> None:
     folder = current(place.settings.data_dir)
     for mart in MARTS:
