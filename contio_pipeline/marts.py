@@ -88,13 +88,16 @@ _DELETED = ("TIMESTAMP WITH TIME ZONE", "When the last account lost sight of it;
 def _one_row_each(table: str, key: str = "t.id", joins: str = "", where: str = "true") -> str:
     """SQL of a common table `best`: of each key the newest version that is seen, who sees it, since when nobody does.
 
-    Which one it is, is decided without its texts, so that DuckDB needs little memory.
+    Most keys stand once, and are passed through; only of the others is something kept in memory, and no texts. Whether a key
+    stands once is seen by its hash: one that is another key's as well costs time, and nothing else.
     """
     newest = "NULL::TIMESTAMPTZ" if table == "calendar_events" else "t.updated_at"
-    return f"""versions AS (
+    rows = f"FROM raw.{table} t {joins} WHERE ({where})"
+    return f"""shared AS (SELECT hash({key}) AS hashed {rows} GROUP BY 1 HAVING count(*) > 1),
+        versions AS (
             SELECT {key} AS key, t.rowid AS place, t._account, t._deleted_at AS gone_at, t.id <> {key} AS is_old,
                 coalesce(-epoch_us({newest}), 9223372036854775807) AS age, -epoch_us(t._changed_at) AS told
-            FROM raw.{table} t {joins} WHERE {where}
+            {rows} AND hash({key}) IN (FROM shared)
         ),
         chosen AS (
             SELECT key, arg_min(place, (gone_at IS NOT NULL, is_old, age, told, _account)) AS place,
@@ -102,7 +105,12 @@ def _one_row_each(table: str, key: str = "t.id", joins: str = "", where: str = "
                 CASE WHEN count(*) FILTER (gone_at IS NULL) = 0 THEN max(gone_at) END AS lost_at
             FROM versions GROUP BY key
         ),
-        best AS (SELECT chosen.*, t.* FROM chosen JOIN raw.{table} t ON t.rowid = chosen.place)"""
+        best AS (
+            SELECT {key} AS key, CASE WHEN t._deleted_at IS NULL THEN [t._account] ELSE [] END AS seen_by,
+                t._deleted_at AS lost_at, t.* {rows} AND hash({key}) NOT IN (FROM shared)
+            UNION ALL BY NAME
+            SELECT key, seen_by, lost_at, t.* FROM chosen JOIN raw.{table} t ON t.rowid = chosen.place
+        )"""
 
 
 def _meetings(zone: str, _today: str) -> str:

@@ -21,6 +21,7 @@ from contio_pipeline.workfile import SQL_TYPES, literal, quoted
 
 Action = Literal["keep", "drop", "hash"]
 
+STANDARD: Mapping[str, Action] = MappingProxyType({"private": "drop"})
 STRICT: Mapping[str, Action] = MappingProxyType(
     {"person": "hash", "people": "hash", "notes": "hash", "name": "drop", "text": "drop", "private": "drop"}
 )
@@ -35,13 +36,14 @@ class Policy:
     """What is hidden.
 
     Attributes:
-        actions: `table.column` -> action, of what is not kept (tables as the streams are called).
+        actions: `table.column` -> action, of what is not kept (tables as the streams are called); by default the preset
+            `standard`.
         salt: of hashes.
         hides_just_me: whether rows that say that they are for their owner alone are left out.
         streams: the streams that exist.
     """
 
-    actions: Mapping[str, Action] = field(default_factory=dict)
+    actions: Mapping[str, Action] = field(default_factory=lambda: _by_preset(STANDARD, STREAMS))
     salt: str = field(default="", repr=False)
     hides_just_me: bool = True
     streams: tuple[Stream, ...] = STREAMS
@@ -49,13 +51,7 @@ class Policy:
     @classmethod
     def asked_for(cls, settings: Settings, streams: tuple[Stream, ...] = STREAMS) -> Policy:
         """As the settings say: the preset, then what is said of single columns."""
-        preset: Mapping[str, Action] = STRICT if settings.privacy == "strict" else {"private": "drop"}
-        actions: dict[str, Action] = {
-            f"{table.name}.{column.name}": preset[column.holds]
-            for table in _kinds(streams)
-            for column in table.columns
-            if column.holds in preset
-        }
+        actions = _by_preset(STRICT if settings.privacy == "strict" else STANDARD, streams)
         said = dict(one.split("=") for one in settings.publish_policy)
         hides_just_me = said.pop(_JUST_ME, "drop") != "keep"
         actions |= said  # type: ignore[arg-type] # the settings let nothing else pass
@@ -195,6 +191,15 @@ _ID_ALONE = "CASE WHEN row_key <> sha256(raw) THEN row_key END"
 def _present(pairs: Sequence[str]) -> str:
     """SQL of a JSON object of those of the pairs that are not NULL."""
     return f"json_merge_patch('{{}}', json_object({', '.join(pairs)}))"
+
+
+def _by_preset(preset: Mapping[str, Action], streams: tuple[Stream, ...]) -> dict[str, Action]:
+    return {
+        f"{table.name}.{column.name}": preset[column.holds]
+        for table in _kinds(streams)
+        for column in table.columns
+        if column.holds in preset
+    }
 
 
 def _level(extra: str) -> str:

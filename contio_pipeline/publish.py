@@ -184,7 +184,7 @@ def _publish(
     staging.parent.rmdir()
     flush(generation.parent)
     _flip(data_dir, generation)
-    hid = before.manifest.get("policy", {"digest": Policy().digest}) if before else {}  # an earlier version hid nothing
+    hid = before.manifest.get("policy", {"digest": Policy().digest}) if before else {}  # none: an earlier version
     if before and hid["digest"] != terms.policy.digest:
         for folder in generations(data_dir):  # at once: they may show what is to be hidden
             if folder != generation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,13 @@ def test_what_is_for_its_owner_alone_is_left_out_with_its_contents_and_shown_whe
     place.sync()
     texts = place.query(f"SELECT title, text FROM mart.document_texts WHERE id = '{alone}'")
     assert texts == [(f"{MARK} title", f"{MARK} body")]
+
+
+def test_a_policy_that_nobody_chose_hides_what_the_default_hides(settings: Settings) -> None:
+    chosen = Policy.asked_for(replace(settings, privacy="standard", hash_salt=None))
+    assert (Policy().actions, Policy().digest) == (chosen.actions, chosen.digest)
+    assert Policy().drops("agenda_items.talking_points")
+    assert SALT not in repr(Policy.asked_for(settings))
 
 
 def test_hashing_needs_a_salt_and_the_error_says_how_to_make_one(tmp_path: Path) -> None:
