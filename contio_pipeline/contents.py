@@ -72,17 +72,16 @@ class Fetcher:
         """Read the text of all that is stored and not read yet, some at a time."""
         most = self._work.settings.document_text_max_kb << 10
         waiting: list[dict[str, Any]] = []
-        for digest, size in [*self._warehouse.untold_texts(most), (None, 0)]:
-            full = (
-                sum(row["size_bytes"] for row in waiting) > _TEXT_BYTES_A_COMMIT or len(waiting) >= _CONTENTS_A_COMMIT
-            )
-            if waiting and (full or digest is None):
+        for digest, size in self._warehouse.untold_texts(most):
+            if not self._store.has(digest, size):  # which downloads see to
+                continue
+            text, reason = self._store.text(digest, most)
+            told = {"text": text, "characters": None if text is None else len(text), "reason": reason}
+            waiting.append({"sha256": digest, "size_bytes": size, "decoded_at": datetime.now(UTC), **told})
+            if len(waiting) >= _CONTENTS_A_COMMIT or sum(row["size_bytes"] for row in waiting) > _TEXT_BYTES_A_COMMIT:
                 self._warehouse.put_texts(waiting)
                 waiting = []
-            if digest is not None and self._store.has(digest, size):
-                text, reason = self._store.text(digest, most)
-                told = {"text": text, "characters": None if text is None else len(text), "reason": reason}
-                waiting.append({"sha256": digest, "size_bytes": size, "decoded_at": datetime.now(UTC), **told})
+        self._warehouse.put_texts(waiting)
         self._warehouse.drop_old_texts()
 
     def _fetch(self, report: StreamReport, stream: Stream, downloads: list[dict[str, Any]]) -> None:

@@ -87,15 +87,10 @@ class Policy:
             parts.append(f"(SELECT 1 FROM {QUARANTINE.full_name} WHERE stream IN ({hidden}) LIMIT 1)")
         return " UNION ALL ".join(parts) or "SELECT 1 WHERE false"
 
-    def select(self, table: Table, *, of: str | None = None) -> str:
-        """SQL of the rows that readers get, as `SELECT … FROM … WHERE …`.
-
-        Args:
-            table: which.
-            of: where it is read from, when not by its own name.
-        """
+    def select(self, table: Table) -> str:
+        """SQL of the rows that readers get, as `SELECT … FROM … WHERE …`."""
         columns = ", ".join(self._column(table, column) for column in table.columns)
-        return f"SELECT {columns} FROM {of or table.full_name} WHERE {self._rows(table) or 'true'}"
+        return f"SELECT {columns} FROM {table.full_name} WHERE {self._rows(table) or 'true'}"
 
     def doc(self, table: Table, column: Column) -> str:
         """What the column means, and that it is hidden."""

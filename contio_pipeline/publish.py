@@ -1,6 +1,7 @@
 """Immutable generations for readers: a DuckDB file and Parquet, flipped atomically.
 
-What lives here: building, flipping, collecting and finding generations. What never does: writing the warehouse, HTTP.
+What lives here: building, flipping and collecting generations. What never does: reading them (`generations`), writing the
+warehouse, HTTP.
 
     <data folder>/current -> generations/<generation>       a relative symlink, replaced by rename
     <generation>/contio.duckdb                              a copy of the warehouse, self-contained
@@ -184,12 +185,22 @@ def _publish(
     staging.parent.rmdir()
     flush(generation.parent)
     _flip(data_dir, generation)
-    hid = before.manifest.get("policy", {"digest": Policy().digest}) if before else {}  # none: an earlier version
-    if before and hid["digest"] != terms.policy.digest:
-        for folder in generations(data_dir):  # at once: they may show what is to be hidden
-            if folder != generation:
-                shutil.rmtree(folder)
+    _drop_of_other_policies(data_dir, terms.policy.digest)
     return Generation(generation, manifest), True
+
+
+def _drop_of_other_policies(data_dir: Path, digest: str) -> None:
+    """Remove what was made under another policy than the current generation, at once: it may show what is to be hidden."""
+    for folder in reversed(generations(data_dir)):
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            hid = manifest.get("policy", {"digest": Policy().digest})["digest"]  # an earlier version said nothing of it
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            hid = ""  # damaged: nobody knows what it shows
+        if hid != digest:
+            shutil.rmtree(folder)
+        elif folder.name != (data_dir / "current").resolve().name:
+            return  # those before it went when it was made
 
 
 def _build(
@@ -378,7 +389,7 @@ def _write_mart(connection: duckdb.DuckDBPyConnection, mart: Mart, staging: Path
     """Its file, or a link to that of the generation before; returns how many rows it has."""
     part = staging / _mart_part(mart.full_name)
     part.parent.mkdir(parents=True)
-    if kept and kept.is_file():
+    if kept:
         _link_or_copy(kept, part)
         [(rows,)] = connection.execute(f"SELECT num_rows FROM parquet_file_metadata({literal(str(part))})").fetchall()
     else:
@@ -459,10 +470,12 @@ def _clean_up(data_dir: Path, now: datetime, keep: Keep) -> None:
     for link in data_dir.glob(".current-*"):
         link.unlink()
     live = _current_or_none(data_dir)
-    folders = generations(data_dir)
-    for folder in folders:
+    for folder in generations(data_dir):
         if live is None or folder.name > live.name:  # it never became current
             shutil.rmtree(folder)
+    if live and "policy" in live.manifest:  # where a kill kept it from being done
+        _drop_of_other_policies(data_dir, live.manifest["policy"]["digest"])
+    folders = generations(data_dir)
     replaced = [folder for folder in folders if live and folder.name < live.name]
     surplus = max(0, len(replaced) + 2 - keep.most)  # besides the current one and the next
     for number, (folder, successor) in enumerate(zip_longest(replaced, replaced[1:])):

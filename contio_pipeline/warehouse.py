@@ -673,6 +673,8 @@ class Warehouse(WorkFile):
 
     def put_texts(self, texts: Sequence[Mapping[str, Any]]) -> None:
         """Write rows of `raw.document_texts` (columns as declared), in place of those of the same contents."""
+        if not texts:
+            return
         with self.transaction() as connection:
             digests = [text["sha256"] for text in texts]
             connection.execute(
