@@ -22,18 +22,15 @@ from contio_pipeline.settings import load_settings
 from contio_pipeline.warehouse import Warehouse
 
 QUESTIONS = {
-    "Of each person's meetings, how many have ended, and how many of those have no notes?": """
-        SELECT a.display_name AS person, count(*) AS meetings,
-            count(*) FILTER (m.status IN ('ended', 'completed')) AS ended,
-            count(*) FILTER (m.status IN ('ended', 'completed') AND coalesce(m.summary_notes, '') = '') AS without_notes
-        FROM raw.meetings m JOIN raw.accounts a USING (_account)
-        WHERE m._deleted_at IS NULL GROUP BY 1 ORDER BY 1""",
+    "Who had the fullest week from 26 October 2026 on?": """
+        SELECT name, events, round(minutes / 60, 1) AS hours, round((minutes_booked - minutes) / 60, 1) AS hours_double_booked
+        FROM mart.person_week JOIN mart.people ON people.id = person_id
+        WHERE week_start = DATE '2026-10-26' ORDER BY hours DESC, name LIMIT 5""",
     "Which open action items were overdue the longest on 1 November 2026? (One item seen by three people counts once.)": """
-        SELECT any_value(i.title) AS action_item, min(i.due_date) AS due, DATE '2026-11-01' - min(i.due_date) AS days_overdue,
-            any_value(m.title) AS meeting
-        FROM raw.action_items i LEFT JOIN raw.meetings m ON m._account = i._account AND m.id = i.meeting_id
-        WHERE i._deleted_at IS NULL AND NOT i.is_completed AND i.due_date < DATE '2026-11-01'
-        GROUP BY i.id ORDER BY due LIMIT 5""",
+        SELECT i.title AS action_item, due_date AS due, DATE '2026-11-01' - due_date AS days_overdue, m.title AS meeting,
+            len(i.seen_by) AS seen_by
+        FROM mart.action_items i LEFT JOIN mart.meetings m ON m.id = i.meeting_id
+        WHERE i.deleted_at IS NULL AND NOT is_completed AND due_date < DATE '2026-11-01' ORDER BY due, i.id LIMIT 5""",
 }
 
 _BUDGET = 1_000_000

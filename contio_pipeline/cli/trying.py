@@ -41,11 +41,11 @@ def demo(
         f"""
 Where things are
   {folder}/current/contio.duckdb   for SQL and BI tools, at any moment
-  {folder}/current/parquet/raw/    the same tables as Parquet, a file per month
+  {folder}/current/parquet/        the same as Parquet
   {folder}/documents/              the documents' contents, named by their SHA-256
 
 What to do next
-  ask:         CONTIO_DATA_DIR={folder} {program} query "SELECT * FROM raw.meetings LIMIT 5"
+  ask:         CONTIO_DATA_DIR={folder} {program} query "SELECT local_date, title, minutes FROM mart.meetings ORDER BY local_date DESC LIMIT 5"
   look:        CONTIO_DATA_DIR={folder} {program} status
   Dagster:     CONTIO_DATA_DIR={folder} make up, then http://127.0.0.1:3000: assets, runs, checks
   real data:   set CONTIO_CLIENT_ID and CONTIO_CLIENT_SECRET, then
