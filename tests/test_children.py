@@ -11,8 +11,11 @@ from conftest import Place
 from truth import check
 
 from contio_pipeline.errors import ConfigError
+from contio_pipeline.plan import estimate
 from contio_pipeline.sandbox.server import Fault
+from contio_pipeline.streams import STREAMS
 from contio_pipeline.sync import check_names
+from contio_pipeline.warehouse import Window
 
 LISTS = ("/participants", "/agenda-items")
 GONE = "SELECT id, _gone_reason FROM raw.{} WHERE _account = 'ana' AND _deleted_at IS NOT NULL"
@@ -119,3 +122,22 @@ def test_once_nobody_asks_any_more_they_stay_as_they_were_and_no_check_complains
     assert asked.sync().complete
     assert lists(asked) == 0
     assert asked.query("SELECT count(*) FROM raw.participants") == before
+
+
+def test_the_plan_knows_what_they_cost(asked: Place) -> None:
+    asked.world.insert("meetings", 3, account="ana")
+    found = estimate(
+        asked.settings,
+        accounts=["ana"],
+        streams=asked.settings.listed(STREAMS),
+        window=Window(),
+        night=False,
+        documents=False,
+    )
+    planned = {part.stream: part.requests for part in found.parts}
+    report = asked.sync(accounts=["ana"], documents=False)
+    actual = {part.stream: part.listing.requests for part in report.streams}
+    assert {name: planned[name] for name in ("participants", "agenda_items")} == {
+        name: actual[name] for name in ("participants", "agenda_items")
+    }
+    assert planned["participants"] == len(asked.world.items("ana", "meetings"))

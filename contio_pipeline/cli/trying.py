@@ -45,7 +45,7 @@ Where things are
   {folder}/documents/              the documents' contents, named by their SHA-256
 
 What to do next
-  ask:         CONTIO_DATA_DIR={folder} {program} query "SELECT local_date, title, minutes FROM mart.meetings ORDER BY local_date DESC LIMIT 5"
+  ask:         CONTIO_DATA_DIR={folder} {program} query "SELECT local_date, title, minutes FROM mart.meetings LIMIT 5"
   look:        CONTIO_DATA_DIR={folder} {program} status
   Dagster:     CONTIO_DATA_DIR={folder} make up, then http://127.0.0.1:3000: assets, runs, checks
   real data:   set CONTIO_CLIENT_ID and CONTIO_CLIENT_SECRET, then
