@@ -447,7 +447,12 @@ def _moment(seconds: float) -> datetime | None:
 def _synced(data_dir: Path) -> dict[str, dict[str, Any]]:
     """Account -> what the current generation says of it."""
     try:
-        answer = ask(current(data_dir), _SYNCED)
+        generation = current(data_dir)
+        answer = ask(generation, _SYNCED)
+        if "accounts.email" in generation.manifest.get("policy", {}).get("hidden", {}):
+            return {
+                row[0]: dict(zip(answer.names, row, strict=True)) | {"name": None, "email": None} for row in answer.rows
+            }
         return {row[0]: dict(zip(answer.names, row, strict=True)) for row in answer.rows}
     except NothingPublished:
         return {}

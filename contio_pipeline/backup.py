@@ -25,6 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dotenv import dotenv_values
+
 from contio_pipeline import __version__
 from contio_pipeline.documents import DocumentStore, path_of
 from contio_pipeline.errors import ConfigError, StorageError, WarehouseBusy
@@ -166,6 +168,17 @@ def _settings(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _check_privacy(settings: Settings, file: Path) -> None:
+    """Whether readers will not get more than where the backup was made: what is restored is published at once."""
+    backed_up = dotenv_values(file)
+    for name in ("CONTIO_PRIVACY", "CONTIO_PUBLISH_POLICY"):
+        if (text := backed_up.get(name)) and text != settings.as_environment()[name]:
+            raise ConfigError(
+                f"where this backup was made, {name} was {text}: set it again, and CONTIO_HASH_SALT as it was (a secret, so it "
+                "is in no backup), for what is restored is published at once; change it afterwards if you like"
+            )
+
+
 def _copy(source: Path, target: Path) -> list[Any]:
     """Copy a file; returns size and SHA-256 of the bytes that were read."""
     found = hashlib.sha256()
@@ -234,6 +247,7 @@ def restore(settings: Settings, folder: Path, *, replace: bool, now: datetime) -
     if found := sorted(path.parent.name for path in folder.glob(f"{_NAME}*/manifest.json")):
         raise ConfigError(f"{folder} holds {len(found)} backups: give one of them, such as {folder / found[-1]}")
     manifest = _verified(folder)
+    _check_privacy(settings, folder / _SETTINGS)
     lock = take_lock(settings.data_dir)
     try:
         aside = _put_back(settings.data_dir, folder, manifest, now, replace=replace)

@@ -48,7 +48,7 @@ def dictionary(streams: tuple[Stream, ...] = STREAMS) -> str:
 
 def _hidden(column: Column) -> str:
     """What the publish policy does with it."""
-    if not column.holds:
+    if column.holds not in STRICT:
         return ""
     action = {"drop": "dropped", "hash": "hashed"}[STRICT[column.holds]]
     return f" *{action.capitalize()} {'unless it is asked for' if column.holds == 'private' else 'by `strict`'}.*"

@@ -224,6 +224,8 @@ def _configuration(settings: Settings, now: datetime) -> Iterator[Finding]:
     names = ", ".join(f"CONTIO_{name.upper()}" for name in sorted(settings.given))
     yield Finding(area, "settings", "ok", f"set: {names or 'none'}; all others have their defaults")
     yield Finding(area, ".env", "ok", f"{file} is read" if file.is_file() else f"there is no {file}")
+    if told := settings.account_names_tell(TokenStore(settings.state_dir).names()):
+        yield Finding(area, "account names", "warning", told, "give the accounts other names")
     try:
         settings.credentials()
         yield Finding(area, "credentials", "ok", f"client id and secret are set; the API is {settings.api_url}")

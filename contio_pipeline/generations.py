@@ -21,7 +21,7 @@ DATABASE = "contio.duckdb"
 REFUSED = ".not-published"
 """The file in the data folder that says why the last try was refused."""
 
-_MANIFEST = {"generation", "published_at", "fingerprints", "fingerprints_of", "files"}
+_MANIFEST = {"generation", "published_at", "files"}
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _ALONE: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
@@ -106,12 +106,19 @@ class Answer:
                 raise ConfigError(f"the query failed: {error}") from None
 
     def save(self, target: Path) -> None:
-        """Write the rows to a Parquet file."""
+        """Write the rows to a Parquet file.
+
+        Raises:
+            ConfigError: it cannot hold a column's type, or the query failed.
+        """
         from pyarrow.parquet import ParquetWriter  # noqa: PLC0415 - nothing else here writes by Arrow
 
-        with ParquetWriter(target, self.schema, compression="zstd") as writer:
-            for batch in self.batches:
-                writer.write_batch(batch)
+        try:
+            with ParquetWriter(target, self.schema, compression="zstd") as writer:
+                for batch in self.batches:
+                    writer.write_batch(batch)
+        except pa.ArrowNotImplementedError as error:
+            raise ConfigError(f"Parquet cannot hold that ({error}): cast it to another type") from None
 
 
 def ask(generation: Generation, sql: str) -> Answer:
@@ -141,6 +148,8 @@ def ask(generation: Generation, sql: str) -> Answer:
         names, kinds = list(answer.columns), [str(kind) for kind in answer.types]
         reader = answer.to_arrow_reader()
     except duckdb.Error as error:
+        if 'schema "mart" does not exist' in str(error):
+            raise ConfigError("an earlier version published this, without marts: run contio-pipeline publish") from None
         raise ConfigError(f"the query failed: {error}") from None
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -9,20 +9,33 @@ sees it: the newest version that an account sees, under the id that is in use. I
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from types import MappingProxyType
 
 from contio_pipeline.workfile import literal
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One column of a mart: its name, DuckDB's type, and what it means, with its unit."""
+    """One column of a mart.
+
+    Attributes:
+        name: of the column.
+        type: DuckDB's.
+        doc: what it means, with its unit.
+        of: the column of `raw`, as `table.column`, that it shows or is made of; where that is dropped, it is NULL.
+    """
 
     name: str
     type: str
     doc: str
+    of: str = ""
+
+    def hidden(self, actions: Mapping[str, str]) -> str:
+        """What to add to `doc` where the column is hidden."""
+        return {"drop": " Hidden: NULL.", "hash": " Hidden: made of salted hashes."}.get(actions.get(self.of, ""), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +61,19 @@ class Mart:
         """`mart.name`, as SQL writes it."""
         return f"mart.{self.name}"
 
-    def select(self, zone: str, today: date, *, noted: bool = True) -> str:
+    def select(self, zone: str, today: date, hidden: Mapping[str, str] = MappingProxyType({})) -> str:
         """The statement of the view.
 
         Args:
             zone: IANA name of the time zone of local days.
             today: the local day of the publication.
-            noted: whether the meetings' notes are published; where they are dropped, nobody can tell whether there are any.
+            hidden: `table.column` of `raw` -> what the publish policy does with it. What is made of a dropped column is NULL:
+                nobody can tell.
         """
         sql = self.sql(literal(zone), f"DATE {literal(today.isoformat())}")
-        return sql if noted else sql.replace(_NOTED, "NULL::BOOLEAN")
+        dropped = [one for one in self.fields if hidden.get(one.of) == "drop"]
+        nothing = ", ".join(f"NULL::{one.type} AS {one.name}" for one in dropped)
+        return f"SELECT * REPLACE ({nothing}) FROM ({sql})" if dropped else sql
 
     @property
     def reads(self) -> frozenset[str]:
@@ -65,8 +81,8 @@ class Mart:
         return frozenset(re.findall(r"\b(?:raw|ops|mart)\.\w+", self.sql("''", "''")))
 
 
-def _fields(**fields: tuple[str, str]) -> tuple[Field, ...]:
-    return tuple(Field(name, kind, doc) for name, (kind, doc) in fields.items())
+def _fields(**fields: tuple[str, str] | tuple[str, str, str]) -> tuple[Field, ...]:
+    return tuple(Field(name, *told) for name, told in fields.items())
 
 
 _IN_USE = """RECURSIVE merges AS (
@@ -150,17 +166,21 @@ _LINKED = """coalesce(CASE WHEN json_type(linked_meetings) = 'ARRAY' THEN linked
 
 
 def _calendar_events(zone: str, _today: str) -> str:
-    day = "TRY_CAST(_extra ->> 'start_time' AS DATE)"
+    text = "(_extra ->> 'start_time')"
+    day = f"TRY_CAST(left({text}, 10) AS DATE)"
     return f"""
         WITH {_IN_USE}, {_one_row_each("calendar_events")},
         linked AS (SELECT *, {_LINKED} AS linked_id FROM best)
         SELECT key AS id, title, description, start_time, end_time, location,
-            start_time IS NULL AND {day} IS NOT NULL AS is_all_day,
+            start_time IS NULL AND coalesce(len({text}) = 10, false) AS is_all_day,
             coalesce({_day("start_time", zone)}, {day}) AS local_date,
             CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,
             lower(nullif(trim(organizer ->> '$.email'), '')) AS organizer_email, organizer ->> '$.name' AS organizer_name,
             CASE WHEN json_type(attendees) = 'ARRAY' THEN json_array_length(attendees) ELSE 0 END::BIGINT AS attendees,
-            coalesce(new_id, linked_id) AS meeting_id, seen_by, lost_at AS deleted_at
+            coalesce(new_id, linked_id) AS meeting_id,
+            md5(concat_ws(' ', coalesce(new_id, linked_id, lower(nullif(trim(organizer ->> '$.email'), '')), key),
+                epoch_us(start_time), epoch_us(end_time), {text})) AS occurrence,
+            seen_by, lost_at AS deleted_at
         FROM linked LEFT JOIN aliases ON old_id = linked_id"""
 
 
@@ -243,40 +263,42 @@ def _people(_zone: str, _today: str) -> str:
         )
         SELECT id, any_value(user_id) AS user_id, arg_min(email, (rank, email)) FILTER (email IS NOT NULL) AS email,
             coalesce(list(DISTINCT email ORDER BY email) FILTER (belongs_to = id), []) AS emails,
-            arg_min(name, (rank, name)) FILTER (name <> '') AS name, list(DISTINCT source ORDER BY source) AS sources
+            arg_min(name, (rank, name)) FILTER (trim(name) <> '') AS name, list(DISTINCT source ORDER BY source) AS sources
         FROM whole WHERE id IS NOT NULL GROUP BY id"""
 
 
 def _person_week(zone: str, _today: str) -> str:
     return f"""
-        WITH named AS (
-            SELECT event_id, email, status = 'declined' AS declined FROM mart.event_attendees
-            WHERE email IS NOT NULL AND type IS DISTINCT FROM 'resource'
-            UNION ALL
-            SELECT id, organizer_email, false FROM mart.calendar_events WHERE organizer_email IS NOT NULL
-        ),
-        going AS (SELECT event_id, email FROM named GROUP BY ALL HAVING NOT coalesce(bool_or(declined), false)),
-        timed AS (
-            SELECT id, start_time, end_time, date_trunc('week', local_date)::DATE AS first_week,
+        WITH events AS (
+            SELECT id, occurrence, organizer_email, start_time, end_time, date_trunc('week', local_date)::DATE AS first_week,
                 date_trunc('week', end_time AT TIME ZONE {zone})::DATE AS last_week
             FROM mart.calendar_events
             WHERE deleted_at IS NULL AND local_date IS NOT NULL AND minutes > 0 AND minutes < 24 * 60
         ),
+        named AS (
+            SELECT occurrence, email, status = 'declined' AS declined
+            FROM mart.event_attendees JOIN events ON event_id = id
+            WHERE email IS NOT NULL AND type IS DISTINCT FROM 'resource'
+            UNION ALL
+            SELECT occurrence, organizer_email, false FROM events WHERE organizer_email IS NOT NULL
+        ),
+        going AS (SELECT occurrence, email FROM named GROUP BY ALL HAVING NOT coalesce(bool_or(declined), false)),
+        timed AS (SELECT DISTINCT occurrence, start_time, end_time, first_week, last_week FROM events),
         weeks AS (
             SELECT week, week::TIMESTAMP AT TIME ZONE {zone} AS monday, (week + 7)::TIMESTAMP AT TIME ZONE {zone} AS next_monday
             FROM (SELECT first_week AS week FROM timed UNION SELECT last_week FROM timed)
         ),
         parts AS (
-            SELECT id AS event_id, week, greatest(start_time, monday) AS begins, least(end_time, next_monday) AS ends
+            SELECT occurrence, week, greatest(start_time, monday) AS begins, least(end_time, next_monday) AS ends
             FROM timed JOIN weeks ON week IN (first_week, last_week) WHERE end_time > monday AND start_time < next_monday
         ),
         owners AS (SELECT id AS person_id, unnest(emails) AS email FROM mart.people),
-        attended AS (SELECT DISTINCT person_id, event_id FROM going JOIN owners USING (email)),
+        attended AS (SELECT DISTINCT person_id, occurrence FROM going JOIN owners USING (email)),
         reached AS (
             SELECT *, max(ends) OVER (
                 PARTITION BY person_id, week ORDER BY begins, ends ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
             ) AS until
-            FROM attended JOIN parts USING (event_id)
+            FROM attended JOIN parts USING (occurrence)
         )
         SELECT person_id, week AS week_start, count(*) AS events,
             sum(greatest(epoch(ends - greatest(begins, coalesce(until, begins))), 0)) / 60 AS minutes,
@@ -387,18 +409,22 @@ MARTS: tuple[Mart, ...] = (
         "A meeting, once, however many accounts see it; merged meetings are the one that they were merged into.",
         _fields(
             id=("VARCHAR", "The meeting's id that is in use."),
-            title=("VARCHAR", "Title."),
-            summary_notes=("VARCHAR", "Summary notes that Contio made from the meeting."),
-            start_time=(_TIME, "Scheduled start."),
-            end_time=(_TIME, "Scheduled end."),
-            status=("VARCHAR", "draft, scheduled, in_progress, ended or completed; new values may appear."),
-            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
+            title=("VARCHAR", "Title.", "meetings.title"),
+            summary_notes=("VARCHAR", "Summary notes that Contio made from the meeting.", "meetings.summary_notes"),
+            start_time=(_TIME, "Scheduled start.", "meetings.start_time"),
+            end_time=(_TIME, "Scheduled end.", "meetings.end_time"),
+            status=(
+                "VARCHAR",
+                "draft, scheduled, in_progress, ended or completed; new values may appear.",
+                "meetings.status",
+            ),
+            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE.", "meetings.start_time"),
             minutes=(
                 "DOUBLE",
                 "From its start to its end, in minutes; NULL where one is missing or they are reversed.",
             ),
             workspace_id=("VARCHAR", "The workspace that it belongs to."),
-            created_by_user_id=("VARCHAR", "The user who created it, see mart.people."),
+            created_by_user_id=("VARCHAR", "The user who created it, see mart.people.", "meetings.created_by_user_id"),
             calendar_event_id=("VARCHAR", "The linked calendar event, if any."),
             created_at=(_TIME, "When it was created in Contio."),
             updated_at=(_TIME, "When it last changed in Contio."),
@@ -412,18 +438,26 @@ MARTS: tuple[Mart, ...] = (
         "An action item, once, however many accounts see it.",
         _fields(
             id=("VARCHAR", "The action item's id."),
-            meeting_id=("VARCHAR", "The meeting that it came from, by the id that is in use."),
-            assigned_to_user_id=("VARCHAR", "The user who is to do it, see mart.people."),
-            title=("VARCHAR", "Title."),
-            description=("VARCHAR", "What is to be done."),
+            meeting_id=(
+                "VARCHAR",
+                "The meeting that it came from, by the id that is in use.",
+                "action_items.meeting_id",
+            ),
+            assigned_to_user_id=(
+                "VARCHAR",
+                "The user who is to do it, see mart.people.",
+                "action_items.assigned_to_user_id",
+            ),
+            title=("VARCHAR", "Title.", "action_items.title"),
+            description=("VARCHAR", "What is to be done.", "action_items.description"),
             status=(
                 "VARCHAR",
                 "needs_review, accepted, in_progress, blocked, completed or cancelled; new values may appear.",
             ),
             is_completed=("BOOLEAN", "Whether it is done."),
-            due_date=("DATE", "The day it is due, as written by the API."),
-            completed_at=(_TIME, "When it was completed."),
-            completed_local_date=("DATE", "The day of completed_at in CONTIO_TIMEZONE."),
+            due_date=("DATE", "The day it is due, as written by the API.", "action_items.due_date"),
+            completed_at=(_TIME, "When it was completed.", "action_items.completed_at"),
+            completed_local_date=("DATE", "The day of completed_at in CONTIO_TIMEZONE.", "action_items.completed_at"),
             created_local_date=("DATE", "The day of created_at in CONTIO_TIMEZONE."),
             days_to_complete=("DOUBLE", "From created_at to completed_at, in days of 24 hours."),
             created_at=(_TIME, "When it was created in Contio."),
@@ -438,11 +472,11 @@ MARTS: tuple[Mart, ...] = (
         "An event of a connected calendar, once, however many accounts see it.",
         _fields(
             id=("VARCHAR", "The event's id."),
-            title=("VARCHAR", "Title."),
-            description=("VARCHAR", "Description or body."),
+            title=("VARCHAR", "Title.", "calendar_events.title"),
+            description=("VARCHAR", "Description or body.", "calendar_events.description"),
             start_time=(_TIME, "Start; NULL for an all-day event."),
             end_time=(_TIME, "End; NULL for an all-day event."),
-            location=("VARCHAR", "Room or link."),
+            location=("VARCHAR", "Room or link.", "calendar_events.location"),
             is_all_day=("BOOLEAN", "Whether its start is a day without a time."),
             local_date=(
                 "DATE",
@@ -452,12 +486,21 @@ MARTS: tuple[Mart, ...] = (
                 "DOUBLE",
                 "From its start to its end, in minutes; NULL for an all-day event, or where they are reversed.",
             ),
-            organizer_email=("VARCHAR", "The organizer's address, in lower case."),
-            organizer_name=("VARCHAR", "The organizer's name."),
-            attendees=("BIGINT", "How many attendees it names, resources included; see mart.event_attendees."),
+            organizer_email=("VARCHAR", "The organizer's address, in lower case.", "calendar_events.organizer"),
+            organizer_name=("VARCHAR", "The organizer's name.", "calendar_events.organizer"),
+            attendees=(
+                "BIGINT",
+                "How many attendees it names, resources included; see mart.event_attendees.",
+                "calendar_events.attendees",
+            ),
             meeting_id=(
                 "VARCHAR",
                 "The oldest Contio meeting that it is linked to, by the id that is in use; NULL where none is.",
+                "calendar_events.linked_meetings",
+            ),
+            occurrence=(
+                "VARCHAR",
+                "The same for copies of one event in several calendars: same start and end, and same meeting or organizer.",
             ),
             seen_by=_SEEN,
             deleted_at=_DELETED,
@@ -469,11 +512,23 @@ MARTS: tuple[Mart, ...] = (
         "An attendee of a calendar event, as the event names them.",
         _fields(
             event_id=("VARCHAR", "The event, see mart.calendar_events."),
-            email=("VARCHAR", "The attendee's address, in lower case; NULL where there is none."),
-            name=("VARCHAR", "The attendee's name."),
-            status=("VARCHAR", "accepted, declined, tentative or needs_action; new values may appear."),
-            type=("VARCHAR", "required, optional or resource (a room); new values may appear."),
-            is_organizer=("BOOLEAN", "Whether the address is the organizer's."),
+            email=(
+                "VARCHAR",
+                "The attendee's address, in lower case; NULL where there is none.",
+                "calendar_events.attendees",
+            ),
+            name=("VARCHAR", "The attendee's name.", "calendar_events.attendees"),
+            status=(
+                "VARCHAR",
+                "accepted, declined, tentative or needs_action; new values may appear.",
+                "calendar_events.attendees",
+            ),
+            type=(
+                "VARCHAR",
+                "required, optional or resource (a room); new values may appear.",
+                "calendar_events.attendees",
+            ),
+            is_organizer=("BOOLEAN", "Whether the address is the organizer's.", "calendar_events.organizer"),
             deleted_at=(
                 "TIMESTAMP WITH TIME ZONE",
                 "When the last account lost sight of the event; NULL while one sees it.",
@@ -487,12 +542,16 @@ MARTS: tuple[Mart, ...] = (
         _fields(
             id=("VARCHAR", "The document's id."),
             meeting_id=("VARCHAR", "The meeting that it prepares, by the id that is in use."),
-            title=("VARCHAR", "Title."),
-            context_type=("VARCHAR", "What kind of context it is (free text)."),
+            title=("VARCHAR", "Title.", "context_documents.title"),
+            context_type=("VARCHAR", "What kind of context it is (free text).", "context_documents.context_type"),
             source_format=("VARCHAR", "json, csv, tsv, xml, html, yaml, md or txt."),
             file_status=("VARCHAR", "Processing state (free text; seen: pending, processing, complete, error)."),
-            source_name=("VARCHAR", "The uploading source's display name."),
-            created_by_user_id=("VARCHAR", "The user who created it, see mart.people."),
+            source_name=("VARCHAR", "The uploading source's display name.", "context_documents.source_name"),
+            created_by_user_id=(
+                "VARCHAR",
+                "The user who created it, see mart.people.",
+                "context_documents.created_by_user_id",
+            ),
             created_at=(_TIME, "When it was created in Contio."),
             updated_at=(_TIME, "When it last changed in Contio."),
             content_state=(
@@ -512,9 +571,9 @@ MARTS: tuple[Mart, ...] = (
         _fields(
             id=("VARCHAR", "The document's id."),
             meeting_id=("VARCHAR", "The meeting that it prepares, by the id that is in use."),
-            title=("VARCHAR", "Title."),
+            title=("VARCHAR", "Title.", "context_documents.title"),
             source_format=("VARCHAR", "json, csv, tsv, xml, html, yaml, md or txt."),
-            text=("VARCHAR", "Its contents as text, as they are: markup is not taken out."),
+            text=("VARCHAR", "Its contents as text, as they are: markup is not taken out.", "document_texts.text"),
             characters=("BIGINT", "Characters of the text."),
             reason=("VARCHAR", "Why there is no text; NULL where there is."),
             sha256=("VARCHAR", "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>."),
@@ -543,14 +602,23 @@ MARTS: tuple[Mart, ...] = (
     ),
     Mart(
         "person_week",
-        "What a person's week holds in meetings of the calendars that are read: events that they organize or did not decline; "
-        "all-day events, and those of a day or longer, are absences and not counted.",
+        "What a person's week holds in meetings of the calendars that are read: events that they organize or did not decline. "
+        "Copies of an event in several calendars count once. All-day events, those of a day or longer, and those without a "
+        "length are not counted.",
         _fields(
             person_id=("VARCHAR", "The person, see mart.people."),
             week_start=("DATE", "The Monday of the week in CONTIO_TIMEZONE."),
-            events=("BIGINT", "Events of which a part lies in the week."),
-            minutes=("DOUBLE", "Minutes of the week in which at least one of them takes place: overlaps count once."),
-            minutes_booked=("DOUBLE", "The sum of their minutes in the week: overlaps count twice."),
+            events=("BIGINT", "Events of which a part lies in the week.", "calendar_events.attendees"),
+            minutes=(
+                "DOUBLE",
+                "Minutes of the week in which at least one of them takes place: overlaps count once.",
+                "calendar_events.attendees",
+            ),
+            minutes_booked=(
+                "DOUBLE",
+                "The sum of their minutes in the week: overlaps count twice.",
+                "calendar_events.attendees",
+            ),
         ),
         _person_week,
         stored=True,
@@ -562,7 +630,7 @@ MARTS: tuple[Mart, ...] = (
         _fields(
             day=("DATE", "The day in CONTIO_TIMEZONE."),
             open=("BIGINT", "Action items that were open."),
-            overdue=("BIGINT", "Of these, those that were due before this day."),
+            overdue=("BIGINT", "Of these, those that were due before this day.", "action_items.due_date"),
             open_over_30_days=("BIGINT", "Of these, those that had been open for more than 30 days."),
             created=("BIGINT", "Action items that were created on this day."),
             completed=("BIGINT", "Action items that were completed on this day."),
@@ -579,11 +647,11 @@ MARTS: tuple[Mart, ...] = (
         "A meeting that has ended: whether it left notes and action items.",
         _fields(
             meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
-            title=("VARCHAR", "Title."),
+            title=("VARCHAR", "Title.", "meetings.title"),
             local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
-            created_by_user_id=("VARCHAR", "The user who created it, see mart.people."),
-            has_notes=("BOOLEAN", "Whether there are summary notes."),
-            action_items=("BIGINT", "Action items that came from it."),
+            created_by_user_id=("VARCHAR", "The user who created it, see mart.people.", "meetings.created_by_user_id"),
+            has_notes=("BOOLEAN", "Whether there are summary notes.", "meetings.summary_notes"),
+            action_items=("BIGINT", "Action items that came from it.", "action_items.meeting_id"),
         ),
         _meeting_hygiene,
     ),
@@ -592,15 +660,24 @@ MARTS: tuple[Mart, ...] = (
         "A calendar event: whether a Contio meeting belongs to it.",
         _fields(
             event_id=("VARCHAR", "The event, see mart.calendar_events."),
-            title=("VARCHAR", "Title."),
+            title=("VARCHAR", "Title.", "calendar_events.title"),
             local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
             is_all_day=("BOOLEAN", "Whether its start is a day without a time."),
-            organizer_email=("VARCHAR", "The organizer's address, in lower case."),
-            meeting_id=("VARCHAR", "The meeting that it names; NULL where it names none."),
-            link=("VARCHAR", "linked; unseen: it names a meeting that no account sees; none."),
+            organizer_email=("VARCHAR", "The organizer's address, in lower case.", "calendar_events.organizer"),
+            meeting_id=(
+                "VARCHAR",
+                "The meeting that it names; NULL where it names none.",
+                "calendar_events.linked_meetings",
+            ),
+            link=(
+                "VARCHAR",
+                "linked; unseen: it names a meeting that no account sees; none.",
+                "calendar_events.linked_meetings",
+            ),
             meeting_starts_later_minutes=(
                 "DOUBLE",
                 "Minutes from the event's start to the meeting's; negative where the meeting is earlier.",
+                "calendar_events.linked_meetings",
             ),
         ),
         _calendar_linkage,
@@ -611,7 +688,7 @@ MARTS: tuple[Mart, ...] = (
         "have been prepared all the same.",
         _fields(
             meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
-            title=("VARCHAR", "Title."),
+            title=("VARCHAR", "Title.", "meetings.title"),
             local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
             start_time=(_TIME, "Scheduled start."),
             documents=("BIGINT", "Context documents that it has."),
@@ -626,21 +703,24 @@ MARTS: tuple[Mart, ...] = (
         "A meeting that has ended: how long its notes took.",
         _fields(
             meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
-            title=("VARCHAR", "Title."),
+            title=("VARCHAR", "Title.", "meetings.title"),
             local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
             end_time=(_TIME, "Scheduled end."),
             summary_at=(
                 _TIME,
-                "When the first version with notes that a sync saw was written in Contio; NULL without notes.",
+                "When the first version with notes that a sync saw was written in Contio; NULL where none had any.",
+                "meetings.summary_notes",
             ),
-            summary_seen_at=(_TIME, "When a sync first saw notes; NULL without notes."),
+            summary_seen_at=(_TIME, "When a sync first saw notes; NULL where it never did.", "meetings.summary_notes"),
             minutes_to_summary=(
                 "DOUBLE",
                 "Minutes from end_time to summary_at; NULL without notes, or where they came before the end.",
+                "meetings.summary_notes",
             ),
             is_upper_bound=(
                 "BOOLEAN",
                 "True where the first version that was seen had notes already, so they may be older.",
+                "meetings.summary_notes",
             ),
         ),
         _time_to_summary,

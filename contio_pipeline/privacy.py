@@ -10,13 +10,25 @@ times stay, `_hash` and the JSON of broken rows go.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
 from contio_pipeline.settings import Settings
-from contio_pipeline.streams import LISTED, QUARANTINE, STREAMS, Column, Stream, Table, tables
+from contio_pipeline.streams import (
+    DOCUMENT_CONTENTS,
+    DOCUMENT_TEXTS,
+    LISTED,
+    QUARANTINE,
+    STREAMS,
+    Column,
+    Stream,
+    Table,
+    stream_named,
+    tables,
+)
 from contio_pipeline.workfile import SQL_TYPES, literal, quoted
 
 Action = Literal["keep", "drop", "hash"]
@@ -36,41 +48,46 @@ class Policy:
     """What is hidden.
 
     Attributes:
-        actions: `table.column` -> action, of what is not kept (tables as the streams are called); by default the preset
+        actions: `table.column` -> action (tables as the streams are called); what is not named is kept. By default the preset
             `standard`.
         salt: of hashes.
         hides_just_me: whether rows that say that they are for their owner alone are left out.
+        words_only: whether of columns that hold a word of a short list nothing else is let through, nor the API's own words of
+            what went wrong.
         streams: the streams that exist.
     """
 
     actions: Mapping[str, Action] = field(default_factory=lambda: _by_preset(STANDARD, STREAMS))
     salt: str = field(default="", repr=False)
     hides_just_me: bool = True
+    words_only: bool = False
     streams: tuple[Stream, ...] = STREAMS
 
     @classmethod
     def asked_for(cls, settings: Settings, streams: tuple[Stream, ...] = STREAMS) -> Policy:
         """As the settings say: the preset, then what is said of single columns."""
-        actions = _by_preset(STRICT if settings.privacy == "strict" else STANDARD, streams)
+        strict = settings.privacy == "strict"
+        actions = _by_preset(STRICT if strict else STANDARD, streams)
         said = dict(one.split("=") for one in settings.publish_policy)
         hides_just_me = said.pop(_JUST_ME, "drop") != "keep"
         actions |= said  # type: ignore[arg-type] # the settings let nothing else pass
         salt = settings.hash_salt.reveal() if settings.hash_salt else ""
-        return cls({name: action for name, action in actions.items() if action != "keep"}, salt, hides_just_me, streams)
+        return cls(actions, salt, hides_just_me, strict, streams)
 
     @property
     def digest(self) -> str:
         """Is another where anything is hidden otherwise."""
-        text = f"{sorted(self.actions.items())} {self.hides_just_me} {self.salt}"
+        text = f"{sorted(self.actions.items())} {self.hides_just_me} {self.words_only} {self.salt}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def hidden(self) -> dict[str, Action]:
+        """`table.column` -> what is done with it, sorted."""
+        return {name: action for name, action in sorted(self.actions.items()) if action != "keep"}
 
     def hides(self, name: str) -> bool:
         """Whether any column of the table of this name is hidden."""
-        return any(hidden.partition(".")[0] == name for hidden in self.actions)
-
-    def drops(self, column: str) -> bool:
-        """Whether `table.column` is NULL for readers."""
-        return self.actions.get(column) == "drop"
+        return any(column.partition(".")[0] == name for column in self.hidden)
 
     def question(self, declared: Sequence[Table]) -> str:
         """SQL that returns a row where anything that is stored is to be hidden."""
@@ -89,58 +106,98 @@ class Policy:
 
     def select(self, table: Table) -> str:
         """SQL of the rows that readers get, as `SELECT … FROM … WHERE …`."""
-        columns = ", ".join(self._column(table, column) for column in table.columns)
+        columns = ", ".join(f"{self._value(table, column)} AS {quoted(column.name)}" for column in table.columns)
         return f"SELECT {columns} FROM {table.full_name} WHERE {self._rows(table) or 'true'}"
 
     def doc(self, table: Table, column: Column) -> str:
         """What the column means, and that it is hidden."""
-        action = self._action(table, column)
-        return column.doc + {"drop": " Hidden: NULL.", "hash": " Hidden: a salted hash.", None: ""}[action]
+        return column.doc + _HIDDEN[self.action(f"{_kind(table)}.{column.name}")]
+
+    def action(self, column: str) -> Action:
+        """What is done with `table.column`; a date's text goes as the date does."""
+        return self.actions.get(column) or self.actions.get(column.removesuffix("_raw")) or "keep"
+
+    def told(self, reason: str) -> str:
+        """Why something went wrong, without the API's own words where these are hidden."""
+        return re.sub(_QUOTED, "", reason) if self.words_only else reason
 
     # SQL ----------------------------------------------------------------------------------------------------------------
 
     def _rows(self, table: Table) -> str:
-        """The condition for the rows that readers get; empty where that is all."""
-        names = {column.name for column in table.columns}
+        """The condition for the rows that readers get; empty where that is all.
+
+        Left out are rows that say so, what lies below them, and earlier versions of rows that say so now.
+        """
         if not self.hides_just_me or table.schema != "raw":
             return ""
-        if "_extra" in names:
-            return f"(_extra IS NULL OR {_level('_extra')} IS DISTINCT FROM '{_JUST_ME}')"
         if table is QUARANTINE:
-            return f"(NOT contains(raw, '{_JUST_ME}'))"
-        hidden = [
-            f"SELECT {{}} FROM {stream.table.full_name} WHERE {_level('_extra')} = '{_JUST_ME}'"
-            for stream in self.streams
-            if stream.content_path
-        ]
-        if "sha256" in names and "_account" in names and hidden:
-            return f"((_account, id) NOT IN ({' UNION ALL '.join(hidden).format('_account, id')}))"
-        if "sha256" in names and hidden:
-            ids = " UNION ALL ".join(hidden).format("id")
-            return (
-                f"(sha256 NOT IN (SELECT sha256 FROM raw.document_contents WHERE sha256 IS NOT NULL AND id IN ({ids})))"
+            return f"(NOT contains(lower(raw), '{_JUST_ME}'))"
+        for stream in self.streams:
+            if table in (stream.table, stream.past):
+                parts = [f"_extra IS NOT NULL AND {_ALONE}", f"(_account, id) IN ({self._alone(stream)})"]
+                if stream.parent:
+                    parent = stream_named(stream.parent, self.streams)
+                    parts.append(f"(_account, _parent_id) IN ({self._alone(parent)})")
+                return f"(NOT coalesce({' OR '.join(parts)}, false))"
+        documents = " UNION ALL ".join(self._alone(stream) for stream in self.streams if stream.content_path)
+        if table is DOCUMENT_CONTENTS and documents:
+            return f"((_account, id) NOT IN ({documents}))"
+        if table is DOCUMENT_TEXTS and documents:
+            public = (
+                f"SELECT sha256 FROM {DOCUMENT_CONTENTS.full_name} WHERE sha256 IS NOT NULL AND (_account, id) NOT IN"
             )
+            return f"(sha256 IN ({public} ({documents})))"
         return ""
 
-    def _column(self, table: Table, column: Column) -> str:
-        name, sql = column.name, quoted(column.name)
-        action = self._action(table, column)
-        if action == "drop" or (name == "_hash" and self.hides(_kind(table))):
-            return f"NULL::{SQL_TYPES[column.kind]} AS {sql}"
-        if action == "hash":
-            return f"{self._people(sql) if column.kind == 'json' else self._hash(sql)} AS {sql}"
-        if name == "_extra" and self.hides(_kind(table)):
-            return f"{self._times(table)} AS {sql}"
-        if table is QUARANTINE and name in {"raw", "reason", "row_key"}:
-            return f"{self._of_broken(name)} AS {sql}"
-        if table is LISTED and name == "listed_hash":
-            return f"CASE WHEN {self._kept_stream()} THEN {sql} END AS {sql}"
+    def _alone(self, stream: Stream) -> str:
+        """SQL of account and id of the rows that are for their owner alone, or lie below such a row."""
+        sql = f"SELECT _account, id FROM {stream.table.full_name} WHERE _extra IS NOT NULL AND {_ALONE}"
+        if stream.parent:
+            above = self._alone(stream_named(stream.parent, self.streams))
+            sql += f" UNION ALL SELECT _account, id FROM {stream.table.full_name} WHERE (_account, _parent_id) IN ({above})"
         return sql
 
-    def _hash(self, value: str) -> str:
-        """An address counts as the same however it is written; what is blank stays so."""
-        same = f"CASE WHEN contains({value}, '@') THEN lower(trim({value})) ELSE {value} END"
-        return f"CASE WHEN trim({value}) = '' THEN {value} ELSE left(sha256({literal(self.salt)} || {same}), 32) END"
+    def _value(self, table: Table, column: Column) -> str:
+        """SQL of what readers get of a column."""
+        name, sql, kind = column.name, quoted(column.name), _kind(table)
+        action = self.action(f"{kind}.{name}")
+        if action == "drop" or (name == "_hash" and self.hides(kind)):
+            return f"NULL::{SQL_TYPES[column.kind]}"
+        if action == "hash":
+            return self._people(sql) if column.kind == "json" else self._hash(sql, one_person=column.holds == "person")
+        if f"{kind}.{name}" in self.actions:  # somebody said that it is kept
+            return sql
+        if name == "_extra" and self.hides(kind):
+            return self._times(table)
+        return self._of_others(table, name) or (self._word(table, column, sql) if self.words_only else sql)
+
+    def _of_others(self, table: Table, name: str) -> str:
+        """SQL of a column that may tell what is hidden of another table; empty where it does not."""
+        if name == "_version" and any(self.hides(stream.name) for stream in self.streams if stream.content_path):
+            return "NULL::VARCHAR"  # it may be the hash of the document's row
+        if table is QUARANTINE and name in {"raw", "reason", "row_key"}:
+            return self._of_broken(name)
+        if table is LISTED and name == "listed_hash":
+            return f"CASE WHEN {self._kept_stream()} THEN {name} END"
+        return ""
+
+    def _word(self, table: Table, column: Column, sql: str) -> str:
+        """Only what such a column is for: a word; of a reason what is ours; of a list ids."""
+        if column.name == "reason":
+            return f"regexp_replace({sql}, '{_QUOTED}', '', 'g')"
+        if column.kind == "json" and column.holds == "id":
+            ids = f"list_filter(CAST({sql} AS JSON[]), lambda x: json_type(x) = 'VARCHAR')"
+            return f"CASE WHEN json_type({sql}) = 'ARRAY' THEN to_json({ids}) END"
+        own = column.name.startswith("_") or table is QUARANTINE or table.schema == "ops"
+        if column.kind == "text" and not column.holds and not own:
+            return f"CASE WHEN regexp_full_match({sql}, '{_WORD}') THEN {sql} END"
+        return sql
+
+    def _hash(self, value: str, *, one_person: bool = True) -> str:
+        """People are the same however they are written, as in the marts; what is blank stays so."""
+        same = f"lower(trim({value}))" if one_person else value
+        hashed = f"left(sha256({literal(self.salt)} || {same}), 32)"
+        return rf"CASE WHEN NOT regexp_matches({value}, '\S') THEN {value} ELSE {hashed} END"
 
     def _people(self, value: str) -> str:
         """People as the API lists them: addresses and ids hashed, names and what is unknown left out."""
@@ -149,8 +206,16 @@ class Policy:
             ELSE {self._person(value)} END"""
 
     def _person(self, value: str) -> str:
-        pairs = [f"'{key}', " + self._hash(f"json_extract_string({value}, '$.{key}')") for key in ("email", "user_id")]
-        pairs += [f"'{key}', json_extract_string({value}, '$.{key}')" for key in ("status", "type")]
+        def of(key: str) -> str:
+            return (
+                f"CASE WHEN json_type({value}, '$.{key}') = 'VARCHAR' THEN json_extract_string({value}, '$.{key}') END"
+            )
+
+        pairs = [f"'{key}', {self._hash(f'({of(key)})')}" for key in ("email", "user_id")]
+        pairs += [
+            f"'{key}', CASE WHEN regexp_full_match({of(key)}, '{_WORD}') THEN {of(key)} END"
+            for key in ("status", "type")
+        ]
         alone = self._hash(f"json_extract_string({value}, '$')")
         return (
             f"""CASE json_type({value}) WHEN 'OBJECT' THEN {_present(pairs)} WHEN 'VARCHAR' THEN to_json({alone}) END"""
@@ -160,13 +225,11 @@ class Policy:
         """Of `_extra`: times that name no instant, under the names of the columns where they belong."""
         pairs = []
         for column in table.columns:
-            if column.kind == "timestamp" and not column.name.startswith("_") and not self._action(table, column):
+            kept = self.action(f"{_kind(table)}.{column.name}") == "keep"
+            if column.kind == "timestamp" and not column.name.startswith("_") and kept:
                 value = f"json_extract_string(_extra, '$.{column.name}')"
                 pairs.append(f"'{column.name}', CASE WHEN regexp_full_match({value}, '{_TIME}') THEN {value} END")
         return f"CASE WHEN _extra IS NOT NULL THEN nullif({_present(pairs)}::VARCHAR, '{{}}')::JSON END"
-
-    def _action(self, table: Table, column: Column) -> Action | None:
-        return self.actions.get(f"{_kind(table)}.{column.name}")
 
     def _kept_stream(self) -> str:
         hidden = ", ".join(literal(stream.name) for stream in self.streams if self.hides(stream.name))
@@ -174,13 +237,17 @@ class Policy:
 
     def _of_broken(self, name: str) -> str:
         """Of a broken row of a stream with hidden columns: that there is one, its id, and which column it was."""
-        if self._kept_stream() == "true":
-            return name
         less = {"raw": "NULL", "reason": "split_part(split_part(reason, ':', 1), '(', 1)", "row_key": _ID_ALONE}[name]
         return f"CASE WHEN {self._kept_stream()} THEN {name} ELSE {less} END"
 
 
+_ALONE = f"lower(json_extract_string(_extra, '$.access_level')) = '{_JUST_ME}'"
 _ID_ALONE = "CASE WHEN row_key <> sha256(raw) THEN row_key END"
+_WORD = "[A-Za-z0-9_.:+/-]{0,64}"
+_QUOTED = " ?\u2039[^\u203a]*\u203a"
+"""The API's own words in a reason (`protocol.quoted`)."""
+
+_HIDDEN: Mapping[Action, str] = {"keep": "", "drop": " Hidden: NULL.", "hash": " Hidden: a salted hash."}
 
 
 def _present(pairs: Sequence[str]) -> str:
@@ -195,10 +262,6 @@ def _by_preset(preset: Mapping[str, Action], streams: tuple[Stream, ...]) -> dic
         for column in table.columns
         if column.holds in preset
     }
-
-
-def _level(extra: str) -> str:
-    return f"json_extract_string({extra}, '$.access_level')"
 
 
 def _kinds(streams: tuple[Stream, ...]) -> tuple[Table, ...]:

@@ -146,8 +146,13 @@ def _error_fields(body: bytes) -> dict[str, str]:
     return {
         "code": code[:100],
         "request_id": texts.get("request_id", "")[:100],
-        "text": f"{code} {text}".strip()[:300],
+        "text": " ".join(filter(None, (code[:100], quoted(text[:300])))),
     }
+
+
+def quoted(words: str) -> str:
+    """Words that are the server's, marked as such, so that they can be told from ours (`privacy`)."""
+    return f"\u2039{words.translate({0x2039: None, 0x203A: None})}\u203a" if words else ""
 
 
 def printable(text: str) -> str:

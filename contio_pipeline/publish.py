@@ -24,7 +24,8 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import zip_longest
@@ -49,6 +50,8 @@ log = logging.getLogger(__name__)
 
 UNDATED = "undated"
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
+
+_MEMORY = ".published.json"
 
 _ROW_GROUP = 16384
 """Rows that Parquet compresses together: DuckDB holds them in memory."""
@@ -154,9 +157,10 @@ def _publish(
             "%s is not as it was published (copied without its times, changed or damaged): it is replaced",
             before.folder,
         )
-    comparable = intact and before and before.manifest["fingerprints_of"] == terms.maker
-    same = before and comparable and before.manifest["fingerprints"] == prints
-    if before and same and not anew and _fresh_enough(warehouse, before, now):
+    known = _remembered(data_dir, before) if before and intact else None
+    if known and known.maker != terms.maker:
+        known = None
+    if before and known and known.prints == prints and not anew and _fresh_enough(warehouse, before, now):
         return before, False
 
     # Names sort by time, also when the clock was set back.
@@ -164,16 +168,13 @@ def _publish(
     name = f"{stamp.astimezone(UTC).strftime(_STAMP)}-{secrets.token_hex(3)}"
     staging = data_dir / "staging" / name
     staging.mkdir(parents=True, mode=0o700)
-    rows, mart_prints = _build(warehouse, staging, prints, now, terms, before if comparable else None)
+    rows, memory, masked = _build(warehouse, staging, prints, now, terms, known)
     manifest = {
         "generation": name,
         "published_at": now.isoformat(),
         "rows": rows,
         "versions": {"contio-pipeline": __version__, "duckdb": duckdb.__version__},
-        "policy": {"digest": terms.policy.digest, "hidden": dict(sorted(terms.policy.actions.items()))},
-        "fingerprints_of": terms.maker,
-        "fingerprints": prints,
-        "mart_fingerprints": mart_prints,
+        "policy": {"digest": terms.policy.digest, "hidden": terms.policy.hidden, "applied": masked},
         "files": _files(staging),
     }
     (staging / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -184,8 +185,10 @@ def _publish(
     staging.rename(generation)
     staging.parent.rmdir()
     flush(generation.parent)
+    private_file(data_dir / _MEMORY, json.dumps(asdict(memory)))
     _flip(data_dir, generation)
-    _drop_of_other_policies(data_dir, terms.policy.digest)
+    if masked:
+        _drop_of_other_policies(data_dir, terms.policy.digest)
     return Generation(generation, manifest), True
 
 
@@ -194,7 +197,7 @@ def _drop_of_other_policies(data_dir: Path, digest: str) -> None:
     for folder in reversed(generations(data_dir)):
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            hid = manifest.get("policy", {"digest": Policy().digest})["digest"]  # an earlier version said nothing of it
+            hid = manifest.get("policy", {"digest": ""})["digest"]  # an earlier version hid nothing
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             hid = ""  # damaged: nobody knows what it shows
         if hid != digest:
@@ -203,18 +206,46 @@ def _drop_of_other_policies(data_dir: Path, digest: str) -> None:
             return  # those before it went when it was made
 
 
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What is known of the current generation, in a private file: it tells of rows that readers may not get.
+
+    Attributes:
+        generation: its name.
+        maker: see `Terms.maker`.
+        prints: of the warehouse's tables: table -> month -> what changes when any of its rows does.
+        shown: the same of the tables as readers get them.
+        marts: mart -> what changes when its statement does, or what it is made of.
+    """
+
+    generation: str
+    maker: str
+    prints: dict[str, dict[str, str]]
+    shown: dict[str, dict[str, str]]
+    marts: dict[str, str]
+
+
+def _remembered(data_dir: Path, generation: Generation) -> _Memory | None:
+    """What is known of this generation; nothing where it was copied, or made by an earlier version."""
+    try:
+        memory = _Memory(**json.loads((data_dir / _MEMORY).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return memory if memory.generation == generation.name else None
+
+
 def _build(
     warehouse: Warehouse,
     staging: Path,
     prints: dict[str, dict[str, str]],
     now: datetime,
     terms: Terms,
-    before: Generation | None,
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Write database and Parquet to the folder; what is as in the generation before is linked or filled from there.
+    known: _Memory | None,
+) -> tuple[dict[str, int], _Memory, bool]:
+    """Write database and Parquet to the folder; what is as in the generation that is known is linked or filled from there.
 
     Returns:
-        Table or mart -> rows, and mart -> what tells of a change.
+        Table or mart -> rows, what to remember, and whether anything is hidden.
     """
     declared = tables(warehouse.streams)
     masked = bool(warehouse.query(terms.policy.question(declared)))
@@ -223,28 +254,47 @@ def _build(
             _copy_masked(warehouse, file, staging / DATABASE, terms.policy)
         else:
             shutil.copyfile(file, staging / DATABASE)
-    today, noted = now.astimezone(ZoneInfo(terms.zone)).date(), not terms.policy.drops("meetings.summary_notes")
-    selects = {mart.full_name: mart.select(terms.zone, today, noted=noted) for mart in MARTS}
-    mart_prints = _mart_prints(selects, prints, declared, staging.name)
-    had = before.manifest.get("mart_fingerprints", {}) if before else {}
-    kept = {mart: before.folder / _mart_part(mart) for mart in selects if before and had.get(mart) == mart_prints[mart]}
-    _make_marts(warehouse, staging / DATABASE, selects, kept)
+    before = staging.parent.parent / "generations" / known.generation if known else None
+    shown = _shown_prints(warehouse, staging / DATABASE) if masked else prints
+    today = now.astimezone(ZoneInfo(terms.zone)).date()
+    selects = {mart.full_name: mart.select(terms.zone, today, terms.policy.hidden) for mart in MARTS}
+    marts = _mart_prints(selects, shown, declared, staging.name)
+    kept = {
+        mart: before / _mart_part(mart) for mart in selects if before and known and known.marts.get(mart) == marts[mart]
+    }
+    _make_marts(warehouse, staging / DATABASE, selects, kept, terms.policy)
     rows: dict[str, int] = {}
-    with warehouse.scratch() as connection:
-        connection.execute(f"ATTACH {literal(str(staging / DATABASE))} AS published (READ_ONLY)")
-        connection.execute("USE published")
-        connection.execute("SET preserve_insertion_order = false")  # row groups by bytes need it
+    with _reading(warehouse, staging / DATABASE) as connection:
         for table in declared:
             if table.shows:
-                rows[table.full_name] = sum(rows[shown.full_name] for shown in table.shows)
+                rows[table.full_name] = sum(rows[part.full_name] for part in table.shows)
                 _show_months(table, staging)
                 continue
             [(rows[table.full_name],)] = connection.execute(f"SELECT count(*) FROM {table.full_name}").fetchall()
             if table.schema == "raw":
-                _write_months(connection, table, staging, prints[table.full_name], before, masked=masked)
+                had = known.shown.get(table.full_name, {}) if known else {}
+                _write_months(connection, table, staging, shown[table.full_name], had, before)
         for mart in MARTS:
             rows[mart.full_name] = _write_mart(connection, mart, staging, kept.get(mart.full_name))
-    return rows, mart_prints
+    return rows, _Memory(staging.name, terms.maker, prints, shown, marts), masked
+
+
+@contextmanager
+def _reading(warehouse: Warehouse, database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The copy that is to be published, to read it."""
+    with warehouse.scratch() as connection:
+        connection.execute(f"ATTACH {literal(str(database))} AS published (READ_ONLY)")
+        connection.execute("USE published")
+        connection.execute("SET preserve_insertion_order = false")  # row groups by bytes need it
+        yield connection
+
+
+def _shown_prints(warehouse: Warehouse, database: Path) -> dict[str, dict[str, str]]:
+    """Fingerprints of the tables as readers get them."""
+    with _reading(warehouse, database) as connection:
+        return {
+            table.full_name: _fingerprints(connection, table) for table in tables(warehouse.streams) if not table.shows
+        }
 
 
 def _copy_masked(warehouse: Warehouse, file: Path, target: Path, policy: Policy) -> None:
@@ -330,18 +380,16 @@ def _write_months(
     table: Table,
     staging: Path,
     prints: dict[str, str],
-    before: Generation | None,
-    *,
-    masked: bool,
+    had: dict[str, str],
+    before: Path | None,
 ) -> None:
     """The table's files; one whose rows are as they were before is the same file, by a hard link."""
-    had = before.manifest["fingerprints"].get(table.full_name, {}) if before else {}
     written: dict[str, str] = {}
     for month in sorted(prints or [UNDATED]):
         part = _folder(table) / f"month={month}" / "part.parquet"
         (staging / part).parent.mkdir(parents=True)
-        if before and had.get(month) == prints.get(month) and (before.folder / part).is_file():
-            _link_or_copy(before.folder / part, staging / part)
+        if before and had.get(month) == prints.get(month) and (before / part).is_file():
+            _link_or_copy(before / part, staging / part)
             continue
         _copy(connection, f"FROM {table.full_name} WHERE {_within(table, month)}", staging / part)
         if month in prints:
@@ -352,13 +400,14 @@ def _write_months(
             for month, target in written.items()
         )
         found = {month: f"{count} {total}" for month, count, total in connection.execute(held).fetchall()}
-        wanted = _fingerprints(connection, table) if masked else prints
-        differ = [month for month in written if found[month] != wanted.get(month, "0 None")]
+        differ = [month for month in written if found[month] != prints[month]]
         if differ:
             raise OSError(f"{_folder(table)} does not hold what was written to it: {', '.join(differ)}")
 
 
-def _make_marts(warehouse: Warehouse, database: Path, selects: dict[str, str], kept: dict[str, Path]) -> None:
+def _make_marts(
+    warehouse: Warehouse, database: Path, selects: dict[str, str], kept: dict[str, Path], policy: Policy
+) -> None:
     """Put the marts and what they mean into the copy that is to be published; `kept` are files of those that did not change."""
     with warehouse.scratch() as connection:
         attach(connection, database, "published")
@@ -375,7 +424,8 @@ def _make_marts(warehouse: Warehouse, database: Path, selects: dict[str, str], k
             kind = "TABLE" if mart.stored else "VIEW"
             connection.execute(f"COMMENT ON {kind} {mart.full_name} IS {literal(mart.doc)}")
             for one in mart.fields:
-                connection.execute(f"COMMENT ON COLUMN {mart.full_name}.{quoted(one.name)} IS {literal(one.doc)}")
+                doc = one.doc + one.hidden(policy.hidden)
+                connection.execute(f"COMMENT ON COLUMN {mart.full_name}.{quoted(one.name)} IS {literal(doc)}")
         connection.execute("COMMIT")
         connection.execute("CHECKPOINT published")
 
@@ -473,7 +523,7 @@ def _clean_up(data_dir: Path, now: datetime, keep: Keep) -> None:
     for folder in generations(data_dir):
         if live is None or folder.name > live.name:  # it never became current
             shutil.rmtree(folder)
-    if live and "policy" in live.manifest:  # where a kill kept it from being done
+    if live and live.manifest.get("policy", {}).get("applied"):  # where a kill kept it from being done
         _drop_of_other_policies(data_dir, live.manifest["policy"]["digest"])
     folders = generations(data_dir)
     replaced = [folder for folder in folders if live and folder.name < live.name]

@@ -264,7 +264,7 @@ def _publish_policy(value: str) -> tuple[str, ...]:
         if action not in {"keep", "drop", "hash"} or not column:
             close = difflib.get_close_matches(name, columns, n=1)
             raise ValueError(
-                f"must be a list such as meetings.title=drop, meetings.created_by_user_id=hash (keep, drop or hash); {one} is no "
+                f"must be a list such as meetings.title=drop, document_contents.filename=hash (keep, drop or hash); {one} is no "
                 f"part of one{f': did you mean {close[0]}?' if close and close[0] != name else ''}"
             )
         if (
@@ -277,7 +277,8 @@ def _publish_policy(value: str) -> tuple[str, ...]:
             )
         if action == "hash" and not (column.kind == "text" or column.holds == "people"):
             raise ValueError(f"cannot say {one}: only texts and people can be hashed; drop it")
-        said[name] = action
+        if said.setdefault(name, action) != action:
+            raise ValueError(f"says two things of {name}: keep one of them")
     return tuple(f"{name}={action}" for name, action in said.items())
 
 
@@ -325,7 +326,7 @@ class Settings:
     optional_streams: tuple[str, ...] = _is(_optional_streams, ())
     documents: Literal["finished", "all"] = _is(lambda text: _one_of(text, "finished", "all"), "finished")
     document_max_mb: int = _is(lambda text: _whole(text, 1), 1024)
-    document_text_max_kb: int = _is(lambda text: _whole(text, 0, 1 << 20), 1024)
+    document_text_max_kb: int = _is(lambda text: _whole(text, 0, 1 << 14), 1024)
     loss_share: float = _is(lambda text: _number(text, 0, 1), 0.5)
     loss_count: int = _is(_whole, 50)
     ca_bundle: Path | None = _is(_certificates, None)
@@ -368,13 +369,42 @@ class Settings:
                 "CONTIO_HASH_SALT must be set, for something is to be hashed, and without a secret anybody could find out what: "
                 "make one with python -c 'import secrets; print(secrets.token_hex(16))', and keep it, or all hashes change"
             )
+        self._check_people()
         if self.calendar_start and self.calendar_end and self.calendar_start >= self.calendar_end:
             raise ValueError("CONTIO_CALENDAR_END must be a later day than CONTIO_CALENDAR_START")
+
+    def _check_people(self) -> None:
+        """Where a person is a hash in one column and not in another, nobody finds them again."""
+        said = dict(one.split("=") for one in self.publish_policy)
+        people = [
+            f"{table.name}.{column.name}"
+            for table in tables()
+            for column in table.columns
+            if column.holds in {"person", "people"} and not table.name.endswith(("_past", "_history"))
+        ]
+        usual = "hash" if self.privacy == "strict" else "keep"
+        actions = {name: said.get(name, usual) for name in people}
+        if set(actions.values()) >= {"hash", "keep"}:
+            kept, hashed = ([name for name, action in actions.items() if action == one] for one in ("keep", "hash"))
+            raise ValueError(
+                f"CONTIO_PUBLISH_POLICY would keep {', '.join(kept[:3])} and hash {', '.join(hashed[:3])}: columns that name "
+                "people are to be hashed all or none (or dropped), or nobody is found again; CONTIO_PRIVACY=strict hashes all"
+            )
 
     def as_environment(self) -> dict[str, str]:
         """The variables that give another process the same settings; the secret is among them."""
         values = {name: getattr(self, name) for name in self.names()}
         return {f"{_PREFIX}{name.upper()}": _as_text(value) for name, value in values.items() if value is not None}
+
+    def account_names_tell(self, accounts: Iterable[str]) -> str:
+        """What to say of accounts whose names tell whom the policy hides; empty where none does."""
+        names = [name for name in accounts if "@" in name]
+        if self.privacy != "strict" or not names:
+            return ""
+        return (
+            f"accounts named by an address ({', '.join(names[:3])}) are published by that name in spite of CONTIO_PRIVACY: "
+            "add them again under another name (contio-pipeline login --account NAME), then accounts remove --purge the old one"
+        )
 
     def listed(self, declared: Sequence[Stream]) -> tuple[Stream, ...]:
         """Those of the streams that are listed: optional ones only where they are asked for."""

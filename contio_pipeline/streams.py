@@ -16,10 +16,10 @@ Kind = Literal["text", "boolean", "integer", "number", "timestamp", "date", "jso
 """`timestamp` is an instant in UTC; `date` is a calendar day; `json` is any JSON value as text."""
 
 
-Holds = Literal["", "person", "people", "name", "text", "notes", "private"]
+Holds = Literal["", "id", "person", "people", "name", "text", "notes", "private"]
 """What a publish policy goes by: `person` is a user id or an address, `people` a JSON list (or object) of them with their names,
 `name` a person's name, `text` free text, `notes` free text of which marts ask whether it is there, `private` what the account's
-user alone sees in Contio."""
+user alone sees in Contio; `id` names another thing. What holds none of these is a number, a time, or a word of a short list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,16 +245,16 @@ STREAMS: tuple[Stream, ...] = (
         version_field="updated_at",
         alias_field="redirect_to_meeting_id",
         columns=_columns(
-            id=("text", "The meeting's id."),
+            id=("text", "The meeting's id.", "id"),
             title=("text", "Title.", "text"),
             summary_notes=("text", "Summary notes that Contio made from the meeting.", "notes"),
             start_time=("timestamp", "Scheduled start."),
             end_time=("timestamp", "Scheduled end."),
             status=("text", "draft, scheduled, in_progress, ended or completed; new values may appear."),
-            workspace_id=("text", "The workspace that it belongs to."),
+            workspace_id=("text", "The workspace that it belongs to.", "id"),
             created_by_user_id=("text", "The user who created it.", "person"),
-            calendar_event_id=("text", "The linked calendar event, if any."),
-            redirect_to_meeting_id=("text", "The meeting that this one was merged into, if it was."),
+            calendar_event_id=("text", "The linked calendar event, if any.", "id"),
+            redirect_to_meeting_id=("text", "The meeting that this one was merged into, if it was.", "id"),
             created_at=("timestamp", "When it was created in Contio."),
             updated_at=("timestamp", "When it last changed in Contio."),
         ),
@@ -271,8 +271,8 @@ STREAMS: tuple[Stream, ...] = (
         open_field="is_completed",
         names=(("meeting_id", "meetings"),),
         columns=_columns(
-            id=("text", "The action item's id."),
-            meeting_id=("text", "The meeting that it came from."),
+            id=("text", "The action item's id.", "id"),
+            meeting_id=("text", "The meeting that it came from.", "id"),
             assigned_to_user_id=("text", "The user who is to do it.", "person"),
             title=("text", "Title.", "text"),
             description=("text", "What is to be done.", "text"),
@@ -299,7 +299,7 @@ STREAMS: tuple[Stream, ...] = (
         dates="required",
         names=(("meeting_id", "meetings"),),
         columns=_columns(
-            id=("text", "The event's id."),
+            id=("text", "The event's id.", "id"),
             title=("text", "Title.", "text"),
             description=("text", "Description or body.", "text"),
             start_time=("timestamp", "Start; NULL for an all-day event, whose date is in `_extra`."),
@@ -307,8 +307,8 @@ STREAMS: tuple[Stream, ...] = (
             location=("text", "Room or link.", "text"),
             organizer=("json", "Organizer: email, name, status, type.", "people"),
             attendees=("json", "Attendees, each with email, name, status (accepted, declined, …) and type.", "people"),
-            linked_meetings=("json", "Ids of the linked Contio meetings, oldest first."),
-            meeting_id=("text", "The oldest linked meeting (deprecated by the vendor: use linked_meetings)."),
+            linked_meetings=("json", "Ids of the linked Contio meetings, oldest first.", "id"),
+            meeting_id=("text", "The oldest linked meeting (deprecated by the vendor: use linked_meetings).", "id"),
         ),
     ),
     Stream(
@@ -327,17 +327,17 @@ STREAMS: tuple[Stream, ...] = (
         dates="none",
         version_field="updated_at",
         columns=_columns(
-            id=("text", "The document's id."),
-            model_id=("text", "What the document is attached to, as the API names it."),
-            meeting_id=("text", "The meeting that it prepares."),
-            workspace_id=("text", "The workspace that it belongs to."),
+            id=("text", "The document's id.", "id"),
+            model_id=("text", "What the document is attached to, as the API names it.", "id"),
+            meeting_id=("text", "The meeting that it prepares.", "id"),
+            workspace_id=("text", "The workspace that it belongs to.", "id"),
             title=("text", "Title.", "text"),
             context_type=("text", "What kind of context it is (free text).", "text"),
             source_format=("text", "json, csv, tsv, xml, html, yaml, md or txt."),
             file_status=("text", "Processing state (free text; seen: pending, processing, complete, error)."),
-            source_id=("text", "The uploading source; absent for a user's own uploads."),
+            source_id=("text", "The uploading source; absent for a user's own uploads.", "id"),
             source_name=("text", "The uploading source's display name.", "text"),
-            partner_app_id=("text", "Deprecated by the vendor: use source_id."),
+            partner_app_id=("text", "Deprecated by the vendor: use source_id.", "id"),
             platform_name=("text", "The platform that it came from.", "text"),
             created_by_user_id=("text", "The user who created it.", "person"),
             created_at=("timestamp", "When it was created in Contio."),
@@ -358,8 +358,8 @@ STREAMS: tuple[Stream, ...] = (
         dates="none",
         version_field="updated_at",
         columns=_columns(
-            id=("text", "The participation's id."),
-            meeting_id=("text", "The meeting."),
+            id=("text", "The participation's id.", "id"),
+            meeting_id=("text", "The meeting.", "id"),
             user_id=("text", "The participant's user id, where they have a Contio account.", "person"),
             name=("text", "The participant's name.", "name"),
             email=("text", "The participant's address.", "person"),
@@ -382,8 +382,8 @@ STREAMS: tuple[Stream, ...] = (
         dates="none",
         version_field="updated_at",
         columns=_columns(
-            id=("text", "The agenda item's id."),
-            meeting_id=("text", "The meeting."),
+            id=("text", "The agenda item's id.", "id"),
+            meeting_id=("text", "The meeting.", "id"),
             title=("text", "Title.", "text"),
             description=("text", "Description.", "text"),
             item_type=("text", "DISCUSSION, QUESTIONS_TO_ANSWER, BREAK or ADJOURN; new values may appear."),
@@ -428,7 +428,7 @@ PROFILE = _columns(
     email=("text", "The user's e-mail address.", "person"),
     timezone=("text", "The user's IANA time zone."),
     plan_type=("text", "The workspace's plan (FREE, PRO, ELITE, ENT)."),
-    workspace_id=("text", "The user's workspace."),
+    workspace_id=("text", "The user's workspace.", "id"),
     workspace_name=("text", "The workspace's name.", "text"),
     workspace_role=("text", "The user's role in the workspace."),
     created_at=("timestamp", "When the user was created in Contio."),
@@ -454,7 +454,7 @@ DOCUMENT_CONTENTS = Table(
     (
         _ACCOUNT,
         *_columns(
-            id=("text", "The context document's id."),
+            id=("text", "The context document's id.", "id"),
             state=(
                 "text",
                 "stored (on disk), waiting (Contio still processes it), error (Contio could not), unavailable (see reason).",
@@ -513,8 +513,8 @@ MEETING_ALIASES = Table(
     (
         _ACCOUNT,
         *_columns(
-            id=("text", "The meeting that redirects."),
-            redirect_to_meeting_id=("text", "The meeting to use in its place, at the end of all redirects."),
+            id=("text", "The meeting that redirects.", "id"),
+            redirect_to_meeting_id=("text", "The meeting to use in its place, at the end of all redirects.", "id"),
             _first_seen_at=("timestamp", "When a sync first saw the redirect."),
         ),
     ),

@@ -199,6 +199,9 @@ class Run:
         with ExitStack() as opening:
             warehouse = opening.enter_context(Warehouse(settings.data_dir, origin=settings.api_url, streams=declared))
             another = warehouse.use_application(client_id)
+            warehouse.forget_listings([stream.name for stream in set(declared) - set(settings.listed(declared))])
+            if told := settings.account_names_tell(self.accounts):
+                log.warning("%s", told)
             if erasure := unfinished(settings.data_dir):
                 log.warning("%s", erasure)
             listener = listener or Nobody()
@@ -399,6 +402,8 @@ class Run:
         report.throttled = traffic.throttled - before.throttled
         report.bytes = traffic.bytes - before.bytes
         report.seconds = time.monotonic() - begun
+        report.listing.reason = report.listing.reason and self._terms.policy.told(report.listing.reason)
+        report.warnings = [self._terms.policy.told(warning) for warning in report.warnings]
         self._put_window(report)
         self._work.report.streams.append(report)
         self._work.listener.finished(report)
@@ -432,7 +437,7 @@ class Run:
         try:
             listing.rows = listing.total = self._profile(account)
         except (AccountError, ConfigError, ApiError) as error:
-            listing.complete, listing.reason, broken = False, str(error), error
+            listing.complete, listing.reason, broken = False, self._terms.policy.told(str(error)), error
             self._halted = (
                 error if isinstance(error, Throttled | Enough) else None
             )  # it was None: this account was tried

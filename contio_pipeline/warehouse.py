@@ -671,6 +671,7 @@ class Warehouse(WorkFile):
             for content in contents:
                 insert(connection, DOCUMENT_CONTENTS, {**content, "_account": account})
 
+    @_with_room
     def put_texts(self, texts: Sequence[Mapping[str, Any]]) -> None:
         """Write rows of `raw.document_texts` (columns as declared), in place of those of the same contents."""
         if not texts:
@@ -750,6 +751,14 @@ class Warehouse(WorkFile):
                     )
             self.put_meta("application", application)
         return before is not None
+
+    def forget_listings(self, names: Sequence[str]) -> None:
+        """Let go of what is known of listing these streams, which are not listed any more: their rows stay as they were seen."""
+        these = "(SELECT unnest(?::VARCHAR[]))"
+        if self.query(f"SELECT 1 FROM {WINDOWS.full_name} WHERE stream IN {these} LIMIT 1", [list(names)]):
+            with self.transaction() as connection:
+                for table in (WINDOWS, CHILD_LISTS):
+                    connection.execute(f"DELETE FROM {table.full_name} WHERE stream IN {these}", [list(names)])
 
     def use_range(self, dates: tuple[datetime, datetime]) -> bool:
         """Note the range of dates that is configured for lists that need one; returns whether it is another than before."""

@@ -67,8 +67,9 @@ SELECT date_trunc('month', local_date)::DATE AS month, count(*) AS meetings, cou
 FROM mart.context_coverage WHERE local_date IS NOT NULL GROUP BY ALL ORDER BY month DESC;
 
 -- Who meets whom most?
-SELECT a.email AS one, b.email AS other, count(DISTINCT a.event_id) AS events
+SELECT a.email AS one, b.email AS other, count(DISTINCT occurrence) AS events
 FROM mart.event_attendees a JOIN mart.event_attendees b ON b.event_id = a.event_id AND a.email < b.email
+JOIN mart.calendar_events e ON e.id = a.event_id
 WHERE a.deleted_at IS NULL AND a.type IS DISTINCT FROM 'resource' AND b.type IS DISTINCT FROM 'resource'
     AND a.status IS DISTINCT FROM 'declined' AND b.status IS DISTINCT FROM 'declined'
 GROUP BY ALL ORDER BY events DESC LIMIT 20;

@@ -466,6 +466,7 @@ def fetch(url: str, token: str) -> None:
 
 def touch(data_dir: str) -> None:
     """Change 1 % of the stored rows of the last days, as a sync that was killed before it published would leave them."""
+    from contio_pipeline.privacy import Policy
     from contio_pipeline.streams import STREAMS
     from contio_pipeline.warehouse import Warehouse
 
@@ -479,7 +480,7 @@ def touch(data_dir: str) -> None:
                         SELECT rowid FROM {table} WHERE {dated} > (SELECT max({dated}) - INTERVAL {DAYS} DAY FROM {table})
                         USING SAMPLE reservoir(1 %))"""
                 )
-            rows += warehouse.look(stream.table, 0)[0]
+            rows += warehouse.look(stream.table, 0, Policy())[0]
     print(rows)
 
 

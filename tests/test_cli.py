@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -554,8 +555,11 @@ def test_a_mart_and_a_question_are_written_to_files_of_each_kind(place: Place, t
         (["export", "--mart", "people", "--to", "m.xlsx"], "must end in .csv, .json or .parquet"),
         (["export", "--mart", "people", "--to", "nowhere/m.csv"], "nowhere"),
         (["query", "SELECT 1", "--format", "parquet"], "name it with --to"),
-        (["query", "SELECT 1", "--to", "folder.csv"], "folder.csv"),
+        (["query", "SELECT 1", "--to", "folder.csv"], "folder.csv is a folder"),
         (["query", "SELECT error('broken')", "--to", "m.csv"], "broken"),
+        (["query", "SELECT INTERVAL 1 DAY AS i", "--to", "m.parquet"], "cast it to another type"),
+        (["query", "SELECT 1", "--format", "csv", "--to", "."], "is a folder"),
+        (["query", "SELECT 1", "--to", f"{'x' * 250}.csv"], "cannot be written"),
     ],
 )
 def test_what_cannot_be_written_is_said_and_leaves_no_file(
@@ -577,3 +581,29 @@ def test_a_file_that_is_there_is_replaced_whole_or_not_at_all(place: Place, tmp_
     assert file.read_text() == "before"
     assert call("export", "--mart", "people", "--to", str(file), env=place.environment).returncode == 0
     assert file.read_text().startswith("id,user_id,")
+
+
+@pytest.mark.synced
+def test_a_pipe_is_written_to_and_a_link_is_followed(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    assert call("query", "SELECT 7 AS n", "--to", str(tmp_path / "link.csv"), env=place.environment).returncode == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == "n\n7\n"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
+        arguments = ("query", "SELECT 7 AS n", "--format", "csv", "--to", str(pipe))
+        assert call(*arguments, env=place.environment).returncode == 0
+        assert reader.communicate(timeout=30)[0] == "n\n7\n"
+    assert pipe.is_fifo()
+
+
+@pytest.mark.synced
+def test_json_is_json_whatever_is_in_it(place: Place) -> None:
+    sql = (
+        "SELECT ['nan'::DOUBLE, 1] AS a, {'x': 'inf'::DOUBLE} AS b, 1.5 AS c, 2.0 AS d, sum(1) AS e, [1::HUGEINT] AS f"
+    )
+    told = call("query", sql, "--format", "json", env=place.environment).stdout
+    assert json.loads(told, parse_constant=pytest.fail) == [
+        {"a": [None, 1.0], "b": {"x": None}, "c": 1.5, "d": 2.0, "e": 1, "f": [1]}
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -140,23 +141,35 @@ def action_items(seen: Seen) -> Iterable[Row]:
 
 def calendar_events(seen: Seen) -> Iterable[Row]:
     for identity, (row, who) in seen.once("calendar_events").items():
-        start = row.get("start_time")
-        whole_day = start is not None and instant(start) is None
+        start, end = row.get("start_time"), row.get("end_time")
+        zoneless = start is not None and instant(start) is None
         linked = row.get("linked_meetings") or [row.get("meeting_id")]
         yield {
             **{name: row.get(name) for name in ("title", "description", "location")},
             **{name: instant(row.get(name)) for name in ("start_time", "end_time")},
             "id": identity,
-            "is_all_day": whole_day,
-            "local_date": date.fromisoformat(start[:10]) if start and whole_day else local(start),
+            "is_all_day": zoneless and len(start or "") == 10,
+            "local_date": date.fromisoformat(start[:10]) if start and zoneless else local(start),
             "minutes": between(start, row.get("end_time"), 60),
             "organizer_email": email((row.get("organizer") or {}).get("email")),
             "organizer_name": (row.get("organizer") or {}).get("name"),
             "attendees": len(row.get("attendees") or []),
-            "meeting_id": seen.in_use(linked[0]),
+            "meeting_id": (meeting := seen.in_use(linked[0])),
+            "occurrence": occurrence(
+                meeting or email((row.get("organizer") or {}).get("email")) or identity,
+                *(instant(text) for text in (start, end)),
+                start if zoneless else None,
+            ),
             "seen_by": who,
             "deleted": not who,
         }
+
+
+def occurrence(whose: str, *when: Any) -> str:
+    """The same for copies of one event: a meeting or organizer, and times."""
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    told = [(one - epoch) // timedelta(microseconds=1) if isinstance(one, datetime) else one for one in when]
+    return hashlib.md5(" ".join(str(one) for one in (whose, *told) if one is not None).encode()).hexdigest()  # noqa: S324
 
 
 def event_attendees(seen: Seen) -> Iterable[Row]:
@@ -295,20 +308,27 @@ def person_week(seen: Seen) -> Iterable[Row]:
     """Between any two ends of events next to each other, whether one takes place: no interval is merged here."""
     ids = {address: person["id"] for person in people(seen) for address in person["emails"]}
     parts: dict[tuple[str, date], dict[str, tuple[datetime, datetime]]] = defaultdict(dict)
-    attendees = defaultdict(list)
+    events = {
+        event["id"]: event
+        for event in calendar_events(seen)
+        if not event["deleted"] and event["minutes"] and event["minutes"] < 24 * 60 and event["local_date"] is not None
+    }
+    attendees, organizers = defaultdict(list), defaultdict(set)
     for one in event_attendees(seen):
-        attendees[one["event_id"]].append(one)
-    for event in calendar_events(seen):
-        if event["deleted"] or not event["minutes"] or event["minutes"] >= 24 * 60 or event["local_date"] is None:
-            continue
-        here = [one for one in attendees[event["id"]] if one["email"] and one["type"] != "resource"]
+        if event := events.get(one["event_id"]):
+            attendees[event["occurrence"]].append(one)
+            organizers[event["occurrence"]].add(event["organizer_email"])
+    for event in events.values():
+        copies = event["occurrence"]
+        here = [one for one in attendees[copies] if one["email"] and one["type"] != "resource"]
         declined = {one["email"] for one in here if one["status"] == "declined"}
         begin, end = event["start_time"], event["end_time"]
         turn = datetime.combine(week_of(begin) + timedelta(days=7), time(), ZoneInfo(ZONE)).astimezone(UTC)
-        for address in ({one["email"] for one in here} | {event["organizer_email"]}) - {None} - declined:
-            parts[ids[address], week_of(begin)][event["id"]] = begin, min(end, turn)
+        organizing = organizers[copies] | {event["organizer_email"]}
+        for address in ({one["email"] for one in here} | organizing) - {None} - declined:
+            parts[ids[address], week_of(begin)][copies] = begin, min(end, turn)
             if end > turn:
-                parts[ids[address], week_of(end)][event["id"]] = turn, end
+                parts[ids[address], week_of(end)][copies] = turn, end
     for (person, week), events in parts.items():
         ends = sorted({moment for part in events.values() for moment in part})
         busy = sum(
@@ -490,6 +510,40 @@ def test_every_mart_equals_an_independent_computation(new_place: Callable[..., P
         lacking, beyond = Counter(told(wanted)), Counter(told(found))
         assert (list(lacking - beyond), list(beyond - lacking)) == ([], []), mart.name
     assert any(row["deleted_at"] for row in rows_of(place, MARTS[0]))
+
+
+def test_copies_of_an_event_count_once_and_a_refusal_in_one_of_them_counts(new_place: Callable[..., Place]) -> None:
+    place = new_place(meetings=0, accounts=2)
+    ana, bo = (
+        {"email": f"{name}@example.com", "name": name, "type": "required", "status": "accepted"}
+        for name in ("ana", "bo")
+    )
+
+    def event(account: str, start: str, end: str, *attendees: Row) -> None:
+        times = {"start_time": f"2026-06-02T{start}:00Z", "end_time": f"2026-06-02T{end}:00Z"}
+        place.world.insert(
+            "calendar_events", account=account, organizer=ana, attendees=list(attendees), linked_meetings=[], **times
+        )
+
+    event("ana", "10:00", "11:00", ana, bo)
+    event("bo", "10:00", "11:00", ana, bo | {"status": "declined"})
+    event("ana", "10:30", "11:30", ana, bo)
+    event("bo", "10:30", "11:30", ana, bo)
+    place.sync(streams=["calendar_events"])
+    load = place.query(
+        "SELECT email, events, minutes, minutes_booked FROM mart.person_week JOIN mart.people ON people.id = person_id ORDER BY 1"
+    )
+    assert load == [("ana@example.com", 2, 90, 120), ("bo@example.com", 1, 60, 60)]
+    assert place.query("SELECT count(*), count(DISTINCT occurrence) FROM mart.calendar_events") == [(4, 2)]
+
+
+def test_a_time_without_a_zone_is_no_all_day_event(new_place: Callable[..., Place]) -> None:
+    place = new_place(meetings=0, accounts=1)
+    for start in ("2026-06-02T10:00:00", "2026-06-02"):
+        place.world.insert("calendar_events", account="ana", start_time=start, end_time=start)
+    place.sync(streams=["calendar_events"])
+    found = place.query("SELECT local_date::VARCHAR, is_all_day FROM mart.calendar_events ORDER BY 2")
+    assert found == [("2026-06-02", False), ("2026-06-02", True)]
 
 
 @pytest.mark.synced

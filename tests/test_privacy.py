@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Place
 
+from contio_pipeline.backup import backup, restore
 from contio_pipeline.errors import ConfigError
 from contio_pipeline.generations import current
 from contio_pipeline.marts import MARTS
 from contio_pipeline.privacy import Policy
 from contio_pipeline.publish import Terms, publish
+from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings, load_settings
 from contio_pipeline.streams import STREAMS, tables
@@ -96,10 +98,10 @@ def texts_of(database: Path) -> Iterator[str]:
             yield str(row)
 
 
-def published(data: Path) -> tuple[int, list[str]]:
+def published(data: Path, where: str = "generations") -> tuple[int, list[str]]:
     """How many texts and files were looked at below all that readers may open, and where the mark is."""
     count, found = 0, []
-    for path in [*data.glob("generations/**/*"), *data.glob("current/**/*")]:
+    for path in (data / where).resolve().rglob("*"):
         if path.is_file():
             count += 1
             if MARK.encode() in path.read_bytes():
@@ -175,7 +177,7 @@ TOLD_LESS = {
     "title", "summary_notes", "description", "location", "text", "name", "context_type", "source_name", "created_by_user_id",
     "assigned_to_user_id", "user_id", "email", "organizer_email", "organizer_name", "person_id",
 }  # fmt: skip
-TOLD_OTHERWISE = {("people", "id"), ("document_texts", "reason")}
+TOLD_OTHERWISE = {("people", "id"), ("document_texts", "reason"), ("calendar_events", "occurrence")}
 """Columns of marts that are hidden, or hashed, and what follows from it."""
 
 
@@ -225,20 +227,23 @@ def test_a_night_without_changes_links_the_files_of_the_generation_before_under_
 def test_single_columns_can_be_dropped_hashed_and_kept(new_place: NewPlace) -> None:
     place = new_place(meetings=20, accounts=1)
     place.overrides |= {
-        "publish_policy": "meetings.title=drop, meetings.summary_notes=drop,calendar_events.attendees=hash,accounts.email=hash",
+        "publish_policy": "meetings.title=drop, meetings.summary_notes=drop, calendar_events.attendees=drop, "
+        "action_items.title=hash",
         "hash_salt": SALT,
     }
     place.sync()
     assert place.query("SELECT count(title), count(summary_notes), count(_extra), count(_hash) FROM raw.meetings") == [
         (0,) * 4
     ]
-    assert place.query("SELECT count(title) > 0 FROM raw.action_items") == [(True,)]
+    assert place.query(
+        "SELECT count(title) > 0, bool_and(len(title) = 32) FROM raw.action_items WHERE title <> ''"
+    ) == [(True, True)]
     assert place.query("SELECT count(has_notes), count(*) > 0 FROM mart.meeting_hygiene") == [
         (0, True)
     ]  # nobody can tell
-    names = "SELECT count(*), count(name), count(status) FROM mart.event_attendees WHERE email IS NOT NULL"
-    [(rows, named, told)] = place.query(names)
-    assert (rows > 0, named, told > 0) == (True, 0, True)
+    assert place.query("SELECT count(*) FROM mart.event_attendees") == [(0,)]
+    assert place.query("SELECT count(attendees), count(*) > 0 FROM mart.calendar_events") == [(0, True)]
+    assert place.query("SELECT count(events), count(minutes) FROM mart.person_week") == [(0, 0)]
     days = "SELECT count(*) > 0 FROM mart.calendar_events WHERE is_all_day AND local_date IS NOT NULL"
     assert place.query(days) == [(True,)]  # their days are in _extra, which tells nothing else
     of_title = "schema_name = 'raw' AND table_name = 'meetings' AND column_name = 'title'"
@@ -283,8 +288,138 @@ def test_what_is_for_its_owner_alone_is_left_out_with_its_contents_and_shown_whe
 def test_a_policy_that_nobody_chose_hides_what_the_default_hides(settings: Settings) -> None:
     chosen = Policy.asked_for(replace(settings, privacy="standard", hash_salt=None))
     assert (Policy().actions, Policy().digest) == (chosen.actions, chosen.digest)
-    assert Policy().drops("agenda_items.talking_points")
+    assert Policy().action("agenda_items.talking_points") == "drop"
     assert SALT not in repr(Policy.asked_for(settings))
+
+
+def test_a_document_that_becomes_private_leaves_every_file_and_comes_back(place: Place) -> None:
+    [document] = place.world.insert("context_documents", account="ana", file_status="complete", title=f"{MARK} title")
+    [twin] = place.world.insert("context_documents", account="ana", file_status="complete", title="twin")
+    place.world.rewrite_contents([document], body=f"{MARK} body")
+    place.world.rewrite_contents([twin], body=f"{MARK} body")
+    text = f"SELECT text FROM mart.document_texts WHERE id = '{twin}'"
+    place.sync()
+    assert published(place.settings.data_dir)[1]
+    updated = place.world.get("ana", "context_documents", document)["updated_at"]  # type: ignore[index]
+    for access in ("just_me", "JUST_ME"):
+        place.world.update("context_documents", ids=[document], access_level=access, updated_at=updated)
+        place.sync()
+        assert not [told for told in published(place.settings.data_dir, "current")[1] if f"{MARK} title" in told]
+        assert place.query(text) == [(f"{MARK} body",)]  # it has the same bytes, and is nobody's secret
+    place.world.delete("context_documents", ids=[twin])
+    place.world.rewrite_contents([document], body=f"{MARK} other")
+    place.sync(verify_documents=True)
+    assert f"{MARK} other" not in str(published(place.settings.data_dir, "current")[1])
+    place.world.update("context_documents", ids=[document], access_level="meeting", updated_at=updated)
+    place.sync()
+    folder = current(place.settings.data_dir).folder
+    rows = [
+        row
+        for part in folder.glob("parquet/raw/document_texts/*/part.parquet")
+        for row in pq.ParquetFile(part).read().to_pylist()
+    ]
+    assert any(row["text"] == f"{MARK} other" for row in rows)
+
+
+def test_what_lies_below_a_meeting_of_its_owner_alone_is_left_out_too(new_place: NewPlace) -> None:
+    place = new_place(meetings=10, accounts=1)
+    place.overrides["optional_streams"] = "participants,agenda_items"
+    [meeting] = place.world.insert("meetings", account="ana", access_level="just_me", title=MARK)
+    for stream, fields in (
+        ("context_documents", {"title": MARK, "file_status": "complete"}),
+        ("participants", {"name": MARK, "email": f"{MARK}@example.com"}),
+        ("agenda_items", {"title": MARK}),
+    ):
+        ids = place.world.insert(stream, account="ana", meeting_id=meeting, **fields)
+        if stream == "context_documents":
+            place.world.rewrite_contents(ids, body=MARK)
+    assert place.sync().complete
+    assert published(place.settings.data_dir)[1] == []
+
+
+def test_dropping_the_column_that_names_the_month_leaves_the_rows(new_place: NewPlace) -> None:
+    place = new_place(meetings=20, accounts=1)
+    place.overrides["publish_policy"] = "action_items.created_at=drop, action_items.due_date=drop"
+    place.sync()
+    folder = current(place.settings.data_dir).folder / "parquet/raw/action_items"
+    assert [path.name for path in folder.iterdir()] == ["month=undated"]
+    rows = pq.ParquetFile(folder / "month=undated" / "part.parquet").read().to_pylist()
+    assert len(rows) == len(place.world.items("ana", "action_items"))
+    assert not any(row["created_at"] or row["due_date"] or row["due_date_raw"] for row in rows)
+
+
+def test_nothing_that_is_published_confirms_a_guess_of_what_is_hidden(hidden: Place) -> None:
+    with Warehouse(hidden.settings.data_dir, origin=None) as warehouse:
+        hashes = [
+            row["h"]
+            for row in warehouse.query(
+                "SELECT _hash AS h FROM raw.context_documents UNION SELECT _hash FROM raw.meetings"
+            )
+        ]
+    texts = "\n".join(texts_of(current(hidden.settings.data_dir).database))
+    assert not [digest for digest in hashes if digest in texts]
+    manifest = json.loads((current(hidden.settings.data_dir).folder / "manifest.json").read_text())
+    assert manifest.keys() == {"generation", "published_at", "rows", "versions", "policy", "files"}
+    assert (hidden.settings.data_dir / ".published.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_strict_policy_lets_only_words_through_where_words_are_expected(new_place: NewPlace) -> None:
+    place = new_place(meetings=10, accounts=1)
+    place.overrides |= STRICT
+    odd = {"status": {"comment": MARK}, "type": f"{MARK} and more", "email": "a@example.com"}
+    place.world.update(
+        "calendar_events", 5, attendees=[odd, [MARK], 7, MARK], organizer=odd | {"status": f"{MARK} is a dentist"}
+    )
+    place.world.update("calendar_events", 5, linked_meetings=[{"title": MARK}, "m-1"])
+    place.world.update("action_items", 5, status=f"{MARK} is what it is")
+    words = json.dumps({"code": "forbidden", "error": f"{MARK} {chr(0x203A)} was quarantined"})
+    place.sandbox.faults.append(Fault("/content$", status=403, body=words, times=999))
+    place.sandbox.faults.append(Fault("/calendar/events$", status=400, body=words, times=999))
+    assert not place.sync().complete
+    assert published(place.settings.data_dir)[1] == []
+    assert place.query("SELECT count(*) FROM raw.document_contents WHERE contains(reason, '403 forbidden')")[0][0] > 0
+    del place.sandbox.faults[1:]
+    place.sync()
+    assert published(place.settings.data_dir)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        ("meetings.created_by_user_id=hash", "all or none"),
+        ("meetings.title=keep,meetings.title=drop", "two things of meetings.title"),
+    ],
+)
+def test_a_policy_that_contradicts_itself_is_refused(policy: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_settings(data_dir=tmp_path / "d", state_dir=tmp_path / "s", publish_policy=policy, hash_salt=SALT)
+
+
+def test_what_somebody_said_is_kept_is_kept(new_place: NewPlace) -> None:
+    place = new_place(meetings=20, accounts=1)
+    place.overrides["publish_policy"] = "meetings.title=drop, meetings._extra=keep, quarantine.raw=keep"
+    place.world.insert("meetings", account="ana", created_at="never")
+    place.sync()
+    assert place.query("SELECT count(*) > 0 FROM raw.meetings WHERE contains(_extra::VARCHAR, 'ai_score')") == [(True,)]
+    assert place.query("SELECT count(raw) FROM raw.quarantine") == [(1,)]
+
+
+def test_a_restore_publishes_no_more_than_where_the_backup_was_made(hidden: Place, tmp_path: Path) -> None:
+    made = backup(hidden.settings, tmp_path / "backups", datetime.now(UTC))
+    loose = replace(hidden.settings, privacy="standard", data_dir=tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="CONTIO_PRIVACY was strict: set it again, and CONTIO_HASH_SALT"):
+        restore(loose, made.folder, replace=False, now=datetime.now(UTC))
+    assert not (tmp_path / "elsewhere" / "current").exists()
+    restore(replace(loose, privacy="strict"), made.folder, replace=False, now=datetime.now(UTC))
+    assert published(tmp_path / "elsewhere")[1] == []
+
+
+def test_accounts_that_are_named_by_an_address_are_told_of(hidden: Place) -> None:
+    assert hidden.settings.account_names_tell(["ana", "bo@example.com"]).startswith(
+        "accounts named by an address (bo@example.com)"
+    )
+    assert hidden.settings.account_names_tell(["ana"]) == ""
+    assert replace(hidden.settings, privacy="standard").account_names_tell(["bo@example.com"]) == ""
 
 
 def test_hashing_needs_a_salt_and_the_error_says_how_to_make_one(tmp_path: Path) -> None:
@@ -314,7 +449,7 @@ def test_a_strict_policy_hides_every_text_and_person_that_is_declared(settings: 
             if column.kind == "text" and not column.holds and not own:
                 known = {"sha256", "content_type", "state", "reason", "stream", "row_key", "raw"}
                 assert column.name in free | known, f"{table.name}.{column.name}: is it free text, a name, a person?"
-            if column.holds:
+            if column.holds not in {"", "id"}:
                 assert f"{table.name}.{column.name}" in policy.actions
 
 

@@ -135,7 +135,7 @@ def test_all_four_error_shapes_give_their_code_text_and_request_id(answer: bytes
     for status in (400, 403, 404, 429, 500):
         error = refused(status, answer)
         assert (error.code, error.request_id) == ("some_code", request_id)
-        assert str(error).startswith(f"GET meetings: {status} some_code Some text")
+        assert str(error).startswith(f"GET meetings: {status} some_code \u2039Some text\u203a")
         assert ("(request_id r-1)" in str(error)) == bool(request_id)
 
 

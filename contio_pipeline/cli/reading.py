@@ -117,10 +117,10 @@ def export(
     from contio_pipeline.marts import MARTS
     from contio_pipeline.settings import load_settings
 
-    names = [one.name for one in MARTS]
-    if mart not in names:
+    names, name = [one.name for one in MARTS], mart.removeprefix("mart.")
+    if name not in names:
         raise ConfigError(f"there is no mart {mart!r}; there are {', '.join(names)}")
-    _write(ask(current(load_settings().data_dir), f"FROM mart.{mart}"), None, to)
+    _write(ask(current(load_settings().data_dir), f"FROM mart.{name}"), None, to)
 
 
 def _write(answer: Answer, how: Format | None, to: Path | None) -> None:
@@ -134,18 +134,24 @@ def _write(answer: Answer, how: Format | None, to: Path | None) -> None:
     if not to:
         _print(answer, how or Format.TABLE)
         return
-    part = to.with_name(f".{to.name}.part")
+    if not to.name or to.is_dir():
+        raise ConfigError(f"{to} is a folder: name a file")
+    plain = to.is_file() or not to.exists()  # a pipe or a device is written to, not replaced
+    whole = to.resolve() if plain else to
+    part = whole.with_name(f".{whole.name}.part") if plain else whole
     try:
         if how is Format.PARQUET:
             answer.save(part)
         else:
             with part.open("w", encoding="utf-8", newline="") as file, redirect_stdout(file):
                 _print(answer, how or Format.TABLE)
-        part.replace(to)
+        if plain:
+            part.replace(whole)
     except OSError as error:
         raise ConfigError(f"{to} cannot be written ({error.strerror or error})") from None
     finally:
-        part.unlink(missing_ok=True)
+        if plain:
+            part.unlink(missing_ok=True)
 
 
 def _print(answer: Answer, how: Format) -> None:
@@ -169,7 +175,14 @@ def _print(answer: Answer, how: Format) -> None:
 
 
 def _json_value(value: Any) -> Any:
-    """What JSON can hold: no infinity, and a sum of integers, which DuckDB makes 128 bits wide, as a number."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
+    """What JSON can hold: no infinity, and decimals as numbers (a sum of integers is one, for DuckDB makes it 128 bits wide)."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case Decimal():
+            return int(value) if value.as_tuple().exponent == 0 else float(value)
+        case dict():
+            return {key: _json_value(one) for key, one in value.items()}
+        case list():
+            return list(map(_json_value, value))
+    return value
