@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
@@ -151,7 +151,8 @@ def _write(answer: Answer, how: Format | None, to: Path | None) -> None:
         raise ConfigError(f"{to} cannot be written ({error.strerror or error})") from None
     finally:
         if plain:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # it is not there
+                part.unlink()
 
 
 def _print(answer: Answer, how: Format) -> None:
