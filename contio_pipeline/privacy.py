@@ -91,14 +91,15 @@ class Policy:
 
     def question(self, declared: Sequence[Table]) -> str:
         """SQL that returns a row where anything that is stored is to be hidden."""
-        parts = []
-        for table in declared:
-            if table.shows or table.schema != "raw":
-                continue
-            if self.hides(_kind(table)):
-                parts.append(f"(SELECT 1 FROM {table.full_name} LIMIT 1)")
-            elif where := self._rows(table):
-                parts.append(f"(SELECT 1 FROM {table.full_name} WHERE NOT {where} LIMIT 1)")
+        parts = [
+            f"(SELECT 1 FROM {table.full_name} LIMIT 1)"
+            for table in declared
+            if table.schema == "raw" and not table.shows and self.hides(_kind(table))
+        ]
+        if self.hides_just_me:
+            of_streams = [table for stream in self.streams for table in (stream.table, stream.past)]
+            parts += [f"(SELECT 1 FROM {table.full_name} WHERE {_ALONE} LIMIT 1)" for table in of_streams]
+            parts.append(f"(SELECT 1 FROM {QUARANTINE.full_name} WHERE {_ALONE_BROKEN} LIMIT 1)")
         hidden = ", ".join(literal(stream.name) for stream in self.streams if self.hides(stream.name))
         if hidden:
             parts.append(f"(SELECT 1 FROM {QUARANTINE.full_name} WHERE stream IN ({hidden}) LIMIT 1)")
@@ -131,10 +132,10 @@ class Policy:
         if not self.hides_just_me or table.schema != "raw":
             return ""
         if table is QUARANTINE:
-            return f"(NOT contains(lower(raw), '{_JUST_ME}'))"
+            return f"(NOT {_ALONE_BROKEN})"
         for stream in self.streams:
             if table in (stream.table, stream.past):
-                parts = [f"_extra IS NOT NULL AND {_ALONE}", f"(_account, id) IN ({self._alone(stream)})"]
+                parts = [_ALONE, f"(_account, id) IN ({self._alone(stream)})"]
                 if stream.parent:
                     parent = stream_named(stream.parent, self.streams)
                     parts.append(f"(_account, _parent_id) IN ({self._alone(parent)})")
@@ -151,7 +152,7 @@ class Policy:
 
     def _alone(self, stream: Stream) -> str:
         """SQL of account and id of the rows that are for their owner alone, or lie below such a row."""
-        sql = f"SELECT _account, id FROM {stream.table.full_name} WHERE _extra IS NOT NULL AND {_ALONE}"
+        sql = f"SELECT _account, id FROM {stream.table.full_name} WHERE {_ALONE}"
         if stream.parent:
             above = self._alone(stream_named(stream.parent, self.streams))
             sql += f" UNION ALL SELECT _account, id FROM {stream.table.full_name} WHERE (_account, _parent_id) IN ({above})"
@@ -241,7 +242,8 @@ class Policy:
         return f"CASE WHEN {self._kept_stream()} THEN {name} ELSE {less} END"
 
 
-_ALONE = f"lower(json_extract_string(_extra, '$.access_level')) = '{_JUST_ME}'"
+_ALONE = f"(_extra IS NOT NULL AND lower(json_extract_string(_extra, '$.access_level')) = '{_JUST_ME}')"
+_ALONE_BROKEN = f"contains(lower(raw), '{_JUST_ME}')"
 _ID_ALONE = "CASE WHEN row_key <> sha256(raw) THEN row_key END"
 _WORD = "[A-Za-z0-9_.:+/-]{0,64}"
 _QUOTED = " ?\u2039[^\u203a]*\u203a"
