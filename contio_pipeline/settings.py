@@ -269,7 +269,7 @@ def _publish_policy(value: str) -> tuple[str, ...]:
             )
         if (
             column.name in _ALWAYS_PUBLISHED
-            or (column.name == "id" and not column.holds)
+            or (column.name == "id" and column.holds != "person")
             or name.split(".")[0].endswith(("_past", "_history"))
         ):
             raise ValueError(

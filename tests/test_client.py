@@ -455,7 +455,10 @@ def test_each_new_try_is_logged_with_what_is_at_work_and_without_secrets(
     sandbox.expire_access_tokens()
     sandbox.faults = [Fault("/profile", status=503, headers=AT_ONCE, body=FINAL)]
     client.read("ana", "profile")
-    assert "ana meetings: GET profile: 503 some_code Some text (request_id r-1); trying again in 0 s" in caplog.text
+    assert (
+        "ana meetings: GET profile: 503 some_code \u2039Some text\u203a (request_id r-1); trying again in 0 s"
+        in caplog.text
+    )
     assert "cto_at_" not in caplog.text
     assert "cto_rt_" not in caplog.text
     assert sandbox.world.client_secret not in caplog.text
