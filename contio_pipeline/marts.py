@@ -268,42 +268,51 @@ def _people(_zone: str, _today: str) -> str:
 
 
 def _person_week(zone: str, _today: str) -> str:
+    """Addresses, people and occurrences are numbers in here: of each event and person something is kept in memory."""
     return f"""
-        WITH events AS (
-            SELECT id, occurrence, organizer_email, start_time, end_time, date_trunc('week', local_date)::DATE AS first_week,
+        WITH addresses AS MATERIALIZED (
+            SELECT *, row_number() OVER () AS address FROM (
+                SELECT id AS person_id, unnest(emails) AS email, row_number() OVER () AS person FROM mart.people
+            )
+        ),
+        events AS (
+            SELECT id, md5_number(occurrence) AS event, organizer_email, start_time, end_time,
+                date_trunc('week', local_date)::DATE AS first_week,
                 date_trunc('week', end_time AT TIME ZONE {zone})::DATE AS last_week
             FROM mart.calendar_events
             WHERE deleted_at IS NULL AND local_date IS NOT NULL AND minutes > 0 AND minutes < 24 * 60
         ),
         named AS (
-            SELECT occurrence, email, status = 'declined' AS declined
-            FROM mart.event_attendees JOIN events ON event_id = id
-            WHERE email IS NOT NULL AND type IS DISTINCT FROM 'resource'
+            SELECT event, address, status = 'declined' AS declined
+            FROM mart.event_attendees JOIN events ON event_id = id JOIN addresses USING (email)
+            WHERE type IS DISTINCT FROM 'resource'
             UNION ALL
-            SELECT occurrence, organizer_email, false FROM events WHERE organizer_email IS NOT NULL
+            SELECT event, address, false FROM events JOIN addresses ON email = organizer_email
         ),
-        going AS (SELECT occurrence, email FROM named GROUP BY ALL HAVING NOT coalesce(bool_or(declined), false)),
-        timed AS (SELECT DISTINCT occurrence, start_time, end_time, first_week, last_week FROM events),
+        going AS (SELECT event, address FROM named GROUP BY ALL HAVING NOT coalesce(bool_or(declined), false)),
+        attended AS (SELECT DISTINCT person, event FROM going JOIN addresses USING (address)),
         weeks AS (
             SELECT week, week::TIMESTAMP AT TIME ZONE {zone} AS monday, (week + 7)::TIMESTAMP AT TIME ZONE {zone} AS next_monday
-            FROM (SELECT first_week AS week FROM timed UNION SELECT last_week FROM timed)
+            FROM (SELECT first_week AS week FROM events UNION SELECT last_week FROM events)
         ),
         parts AS (
-            SELECT occurrence, week, greatest(start_time, monday) AS begins, least(end_time, next_monday) AS ends
-            FROM timed JOIN weeks ON week IN (first_week, last_week) WHERE end_time > monday AND start_time < next_monday
+            SELECT DISTINCT event, week, greatest(start_time, monday) AS begins, least(end_time, next_monday) AS ends
+            FROM events JOIN weeks ON week IN (first_week, last_week) WHERE end_time > monday AND start_time < next_monday
         ),
-        owners AS (SELECT id AS person_id, unnest(emails) AS email FROM mart.people),
-        attended AS (SELECT DISTINCT person_id, occurrence FROM going JOIN owners USING (email)),
         reached AS (
-            SELECT *, max(ends) OVER (
-                PARTITION BY person_id, week ORDER BY begins, ends ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            SELECT person, week, begins, ends, max(ends) OVER (
+                PARTITION BY person, week ORDER BY begins, ends ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
             ) AS until
-            FROM attended JOIN parts USING (occurrence)
+            FROM attended JOIN parts USING (event)
+        ),
+        sums AS (
+            SELECT person, week, count(*) AS events,
+                sum(greatest(epoch(ends - greatest(begins, coalesce(until, begins))), 0)) / 60 AS minutes,
+                sum(epoch(ends - begins)) / 60 AS minutes_booked
+            FROM reached GROUP BY ALL
         )
-        SELECT person_id, week AS week_start, count(*) AS events,
-            sum(greatest(epoch(ends - greatest(begins, coalesce(until, begins))), 0)) / 60 AS minutes,
-            sum(epoch(ends - begins)) / 60 AS minutes_booked
-        FROM reached GROUP BY ALL"""
+        SELECT person_id, week AS week_start, events, minutes, minutes_booked
+        FROM sums JOIN (SELECT DISTINCT person, person_id FROM addresses) USING (person)"""
 
 
 def _action_item_daily(zone: str, today: str) -> str:

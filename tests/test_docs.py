@@ -13,6 +13,7 @@ from typer.main import get_command
 from contio_pipeline.cli import app
 from contio_pipeline.dictionary import dictionary
 from contio_pipeline.generations import ask, current
+from contio_pipeline.marts import MARTS
 from contio_pipeline.sandbox.faults import NAMED
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import STREAMS, tables
@@ -30,6 +31,11 @@ def test_every_table_is_in_the_readme() -> None:
     for table in tables():
         name = re.sub(r"\w+(?=_(history|past)$)", "<stream>", table.full_name)
         assert f"`{name}`" in README, name
+
+
+def test_every_mart_is_in_the_readme() -> None:
+    for mart in MARTS:
+        assert f"`{mart.full_name}`" in README, mart.name
 
 
 def test_the_data_dictionary_is_what_the_declarations_say() -> None:
