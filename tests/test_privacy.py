@@ -20,7 +20,7 @@ from contio_pipeline.generations import current
 from contio_pipeline.marts import MARTS
 from contio_pipeline.privacy import Policy
 from contio_pipeline.publish import Terms, publish
-from contio_pipeline.sandbox.server import Fault
+from contio_pipeline.sandbox.server import Fault, Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings, load_settings
 from contio_pipeline.streams import STREAMS, tables
@@ -115,10 +115,8 @@ def published(data: Path, where: str = "generations") -> tuple[int, list[str]]:
     return count, found
 
 
-@pytest.fixture
-def hidden(new_place: NewPlace) -> Place:
-    """A place where everything that a strict policy hides has the mark; synced twice, with a past, gone and broken rows."""
-    place = new_place(meetings=30, accounts=2)
+def hide_and_sync(place: Place) -> Place:
+    """Make it a place where all that a strict policy hides has the mark; synced twice, with a past, gone and broken rows."""
     place.overrides |= STRICT
     hide_something_everywhere(place.world)
     place.sync()
@@ -130,14 +128,30 @@ def hidden(new_place: NewPlace) -> Place:
     return place
 
 
-def test_no_published_byte_tells_anything_that_the_policy_hides(hidden: Place) -> None:
-    count, found = published(hidden.settings.data_dir)
+@pytest.fixture
+def hidden(new_place: NewPlace) -> Place:
+    """Such a place, to change."""
+    return hide_and_sync(new_place(meetings=30, accounts=2))
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Such a place, to look at only."""
+    world = World(meetings=30, accounts=2)
+    with Sandbox(world, rate_limit=1_000_000, oauth_limit=1_000_000) as sandbox:
+        place = Place(world, sandbox, tmp_path_factory.mktemp("shown"))
+        place.add_accounts(signed_in=True)
+        yield hide_and_sync(place)
+
+
+def test_no_published_byte_tells_anything_that_the_policy_hides(shown: Place) -> None:
+    count, found = published(shown.settings.data_dir)
     assert count > 1000
     assert found == []
 
 
-def test_the_private_warehouse_has_it_all(hidden: Place) -> None:
-    file = hidden.settings.data_dir / "warehouse.duckdb"
+def test_the_private_warehouse_has_it_all(shown: Place) -> None:
+    file = shown.settings.data_dir / "warehouse.duckdb"
     assert MARK.encode() in file.read_bytes()  # so that looking at bytes finds something where there is something
     held = "\n".join(texts_of(file))
     for stream in STREAMS:
@@ -181,14 +195,14 @@ TOLD_OTHERWISE = {("people", "id"), ("document_texts", "reason"), ("calendar_eve
 """Columns of marts that are hidden, or hashed, and what follows from it."""
 
 
-def test_a_person_is_the_same_hash_wherever_they_are_named(hidden: Place) -> None:
-    people = dict(hidden.query("SELECT user_id, email FROM mart.people WHERE user_id IS NOT NULL"))
+def test_a_person_is_the_same_hash_wherever_they_are_named(shown: Place) -> None:
+    people = dict(shown.query("SELECT user_id, email FROM mart.people WHERE user_id IS NOT NULL"))
     assert all(len(user) == 32 for user in people)
     joined = "SELECT count(*), count(p.id) FROM mart.action_items JOIN mart.people p ON p.id = assigned_to_user_id"
-    [(rows, found)] = hidden.query(joined)
+    [(rows, found)] = shown.query(joined)
     assert rows == found > 0
     written = "SELECT count(DISTINCT email) FROM mart.event_attendees WHERE email IS NOT NULL"
-    assert hidden.query(written) == [(12,)]  # however an address is written
+    assert shown.query(written) == [(12,)]  # however an address is written
 
 
 def test_another_salt_makes_other_hashes_and_generations_that_hid_less_go_at_once(
@@ -348,19 +362,19 @@ def test_dropping_the_column_that_names_the_month_leaves_the_rows(new_place: New
     assert not any(row["created_at"] or row["due_date"] or row["due_date_raw"] for row in rows)
 
 
-def test_nothing_that_is_published_confirms_a_guess_of_what_is_hidden(hidden: Place) -> None:
-    with Warehouse(hidden.settings.data_dir, origin=None) as warehouse:
+def test_nothing_that_is_published_confirms_a_guess_of_what_is_hidden(shown: Place) -> None:
+    with Warehouse(shown.settings.data_dir, origin=None) as warehouse:
         hashes = [
             row["h"]
             for row in warehouse.query(
                 "SELECT _hash AS h FROM raw.context_documents UNION SELECT _hash FROM raw.meetings"
             )
         ]
-    texts = "\n".join(texts_of(current(hidden.settings.data_dir).database))
+    texts = "\n".join(texts_of(current(shown.settings.data_dir).database))
     assert not [digest for digest in hashes if digest in texts]
-    manifest = json.loads((current(hidden.settings.data_dir).folder / "manifest.json").read_text())
+    manifest = json.loads((current(shown.settings.data_dir).folder / "manifest.json").read_text())
     assert manifest.keys() == {"generation", "published_at", "rows", "versions", "policy", "files"}
-    assert (hidden.settings.data_dir / ".published.json").stat().st_mode & 0o777 == 0o600
+    assert (shown.settings.data_dir / ".published.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_strict_policy_lets_only_words_through_where_words_are_expected(new_place: NewPlace) -> None:
@@ -404,9 +418,9 @@ def test_what_somebody_said_is_kept_is_kept(new_place: NewPlace) -> None:
     assert place.query("SELECT count(raw) FROM raw.quarantine") == [(1,)]
 
 
-def test_a_restore_publishes_no_more_than_where_the_backup_was_made(hidden: Place, tmp_path: Path) -> None:
-    made = backup(hidden.settings, tmp_path / "backups", datetime.now(UTC))
-    loose = replace(hidden.settings, privacy="standard", data_dir=tmp_path / "elsewhere")
+def test_a_restore_publishes_no_more_than_where_the_backup_was_made(shown: Place, tmp_path: Path) -> None:
+    made = backup(shown.settings, tmp_path / "backups", datetime.now(UTC))
+    loose = replace(shown.settings, privacy="standard", data_dir=tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="CONTIO_PRIVACY was strict: set it again, and CONTIO_HASH_SALT"):
         restore(loose, made.folder, replace=False, now=datetime.now(UTC))
     assert not (tmp_path / "elsewhere" / "current").exists()
@@ -414,12 +428,12 @@ def test_a_restore_publishes_no_more_than_where_the_backup_was_made(hidden: Plac
     assert published(tmp_path / "elsewhere")[1] == []
 
 
-def test_accounts_that_are_named_by_an_address_are_told_of(hidden: Place) -> None:
-    assert hidden.settings.account_names_tell(["ana", "bo@example.com"]).startswith(
+def test_accounts_that_are_named_by_an_address_are_told_of(shown: Place) -> None:
+    assert shown.settings.account_names_tell(["ana", "bo@example.com"]).startswith(
         "accounts named by an address (bo@example.com)"
     )
-    assert hidden.settings.account_names_tell(["ana"]) == ""
-    assert replace(hidden.settings, privacy="standard").account_names_tell(["bo@example.com"]) == ""
+    assert shown.settings.account_names_tell(["ana"]) == ""
+    assert replace(shown.settings, privacy="standard").account_names_tell(["bo@example.com"]) == ""
 
 
 def test_hashing_needs_a_salt_and_the_error_says_how_to_make_one(tmp_path: Path) -> None:
@@ -458,6 +472,6 @@ def settings(tmp_path: Path) -> Settings:
     return load_settings(data_dir=tmp_path / "d", state_dir=tmp_path / "s", privacy="strict", hash_salt=SALT)
 
 
-def test_every_mart_can_be_made_of_what_a_strict_policy_leaves(hidden: Place) -> None:
+def test_every_mart_can_be_made_of_what_a_strict_policy_leaves(shown: Place) -> None:
     for mart in MARTS:
-        assert hidden.query(f"SELECT count(*) FROM {mart.full_name}")[0][0] > 0, mart.name
+        assert shown.query(f"SELECT count(*) FROM {mart.full_name}")[0][0] > 0, mart.name
