@@ -6,11 +6,13 @@ What lives here: reading, at any moment. What never does: making a generation (`
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
@@ -166,3 +168,58 @@ def ask(generation: Generation, sql: str) -> Answer:
 def generations(data_dir: Path) -> list[Path]:
     """The folders of all generations, the oldest first."""
     return sorted((data_dir / "generations").glob("*Z-*"))
+
+
+class Current:
+    """The current generation for a process that lives long, such as a server: it follows when another is published.
+
+        with open_current("data") as current:
+            current.connection.sql("SELECT count(*) FROM mart.meetings")
+
+    Attributes:
+        data_dir: where it publishes.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        """See `open_current`."""
+        self.data_dir = data_dir
+        self._lock = threading.Lock()
+        self._open: tuple[Path, duckdb.DuckDBPyConnection] | None = None
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """A read-only connection of its own to the generation that is current now; any thread may ask for one.
+
+        What is read through one connection is one state of all tables. Looking whether there is a newer generation costs some
+        microseconds, and opening it some milliseconds. Connections from before work on, for their generation stays for a day.
+
+        Raises:
+            NothingPublished: there is none yet.
+            StorageError: it is damaged.
+        """
+        with self._lock:
+            folder = (self.data_dir / "current").resolve()
+            if self._open is None or self._open[0] != folder:
+                generation = current(self.data_dir)
+                opened = duckdb.connect(generation.database, read_only=True)
+                opened.execute("SET TimeZone = 'UTC'")
+                self._open = generation.folder, opened  # nobody is kept from finishing on the one before
+            return self._open[1].cursor()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the generation that is current now, resolved: for Parquet, and what else is in it."""
+        return current(self.data_dir).folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the generation; connections that were handed out work on."""
+        with self._lock:
+            self._open = None

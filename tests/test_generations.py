@@ -1,0 +1,98 @@
+"""Reading what is published from a process that lives long, while it is published again and again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_warehouse import ORIGIN, commit
+
+import contio_pipeline
+from contio_pipeline.errors import NothingPublished
+from contio_pipeline.publish import publish
+from contio_pipeline.warehouse import Warehouse
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+COUNT = "SELECT count(*), count(DISTINCT title), min(title) FROM raw.meetings"
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
+    with Warehouse(tmp_path / "data", origin=ORIGIN) as opened:
+        yield opened
+
+
+def make(warehouse: Warehouse, number: int) -> None:
+    """Give every row another title, and publish that."""
+    rows: list[dict[str, Any]] = [{"id": str(each), "title": str(number)} for each in range(20)]
+    commit(warehouse, rows)
+    publish(warehouse, NOW + timedelta(minutes=number))
+
+
+def test_there_is_nothing_to_read_before_something_is_published(tmp_path: Path) -> None:
+    with (
+        contio_pipeline.open_current(tmp_path) as current,
+        pytest.raises(NothingPublished, match="contio-pipeline sync"),
+    ):
+        _ = current.connection
+
+
+def test_it_follows_what_is_published_and_what_was_begun_goes_on(warehouse: Warehouse) -> None:
+    make(warehouse, 1)
+    with contio_pipeline.open_current(warehouse.path.parent) as current:
+        before, folder = current.connection, current.folder
+        assert current.connection.execute(COUNT).fetchall() == [(20, 1, "1")]
+        make(warehouse, 2)
+        assert current.connection.execute(COUNT).fetchall() == [(20, 1, "2")]
+        assert before.execute(COUNT).fetchall() == [(20, 1, "1")]
+        assert current.folder != folder
+        assert (current.folder / "parquet" / "mart" / "meetings" / "part.parquet").is_file()
+    assert before.execute(COUNT).fetchall() == [(20, 1, "1")]  # also when it was let go
+
+
+def test_the_settings_say_where_it_is(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(warehouse, 1)
+    monkeypatch.setenv("CONTIO_DATA_DIR", str(warehouse.path.parent))
+    with contio_pipeline.open_current() as current:
+        assert current.connection.execute(COUNT).fetchall() == [(20, 1, "1")]
+
+
+def test_threads_read_through_many_publications_without_an_error_and_see_one_state_each_time(
+    warehouse: Warehouse,
+) -> None:
+    make(warehouse, 0)
+    done = threading.Event()
+    seen: list[tuple[Any, ...]] = []
+    errors: list[BaseException] = []
+
+    def read(current: contio_pipeline.Current) -> None:
+        try:
+            while not done.is_set():
+                connection = current.connection
+                [first] = connection.execute(COUNT).fetchall()
+                [second] = connection.execute(
+                    "SELECT count(*), count(DISTINCT title), min(title) FROM mart.meetings"
+                ).fetchall()
+                assert first == second
+                seen.append(first)
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    with contio_pipeline.open_current(warehouse.path.parent) as current:
+        readers = [threading.Thread(target=read, args=(current,)) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        for number in range(1, 26):
+            make(warehouse, number)
+        done.set()
+        for reader in readers:
+            reader.join()
+        assert current.connection.execute(COUNT).fetchall() == [(20, 1, "25")]
+    assert errors == []
+    assert len({title for _, _, title in seen}) > 5
+    assert {(rows, titles) for rows, titles, _ in seen} == {(20, 1)}
