@@ -27,7 +27,7 @@ def open_current(data_dir: str | os.PathLike[str] | None = None) -> Current:
         data_dir: where the pipeline publishes; by default `CONTIO_DATA_DIR`, or `data` in the working folder.
 
     Returns:
-        A context manager; nothing is opened before it is asked for a connection.
+        See there; nothing is opened before it is asked for a connection.
     """
     from contio_pipeline.generations import Current  # noqa: PLC0415 - who imports the package alone waits for nothing
     from contio_pipeline.settings import load_settings  # noqa: PLC0415

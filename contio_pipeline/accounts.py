@@ -449,11 +449,9 @@ def _synced(data_dir: Path) -> dict[str, dict[str, Any]]:
     try:
         generation = current(data_dir)
         answer = ask(generation, _SYNCED)
-        if "accounts.email" in generation.manifest.get("policy", {}).get("hidden", {}):
-            return {
-                row[0]: dict(zip(answer.names, row, strict=True)) | {"name": None, "email": None} for row in answer.rows
-            }
-        return {row[0]: dict(zip(answer.names, row, strict=True)) for row in answer.rows}
+        is_hidden = "accounts.email" in generation.manifest.get("policy", {}).get("hidden", {})
+        blank = {"name": None, "email": None} if is_hidden else {}
+        return {row[0]: dict(zip(answer.names, row, strict=True)) | blank for row in answer.rows}
     except NothingPublished:
         return {}
     except StorageError as error:

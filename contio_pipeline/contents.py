@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from contio_pipeline.documents import DocumentStore, Incoming
+from contio_pipeline.documents import TOO_LARGE, DocumentStore, Incoming
 from contio_pipeline.errors import ApiError, BrokenAnswer, Enough, NotFound, ScopeMissing, StorageError
 from contio_pipeline.journal import Journal
 from contio_pipeline.protocol import fill_path
@@ -72,7 +72,7 @@ class Fetcher:
         """Read the text of all that is stored and not read yet, some at a time."""
         most = self._work.settings.document_text_max_kb << 10
         waiting: list[dict[str, Any]] = []
-        for digest, size in self._warehouse.untold_texts(most):
+        for digest, size in self._warehouse.untold_texts(most, TOO_LARGE):
             if not self._store.has(digest, size):  # which downloads see to
                 continue
             text, reason = self._store.text(digest, most)

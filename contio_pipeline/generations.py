@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -173,8 +172,8 @@ def generations(data_dir: Path) -> list[Path]:
 class Current:
     """The current generation for a process that lives long, such as a server: it follows when another is published.
 
-        with open_current("data") as current:
-            current.connection.sql("SELECT count(*) FROM mart.meetings")
+        current = open_current("data")
+        current.connection.sql("SELECT count(*) FROM mart.meetings")
 
     Attributes:
         data_dir: where it publishes.
@@ -202,24 +201,12 @@ class Current:
             if self._open is None or self._open[0] != folder:
                 generation = current(self.data_dir)
                 opened = duckdb.connect(generation.database, read_only=True)
-                opened.execute("SET TimeZone = 'UTC'")
                 self._open = generation.folder, opened  # nobody is kept from finishing on the one before
-            return self._open[1].cursor()
+            connection = self._open[1].cursor()
+        connection.execute("SET TimeZone = 'UTC'")
+        return connection
 
     @property
     def folder(self) -> Path:
         """The folder of the generation that is current now, resolved: for Parquet, and what else is in it."""
         return current(self.data_dir).folder
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the generation; connections that were handed out work on."""
-        with self._lock:
-            self._open = None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import date
 from types import MappingProxyType
 
+from contio_pipeline.streams import stream_named
 from contio_pipeline.workfile import literal
 
 
@@ -107,7 +108,8 @@ def _one_row_each(table: str, key: str = "t.id", joins: str = "", where: str = "
     Most keys stand once, and are passed through; only of the others is something kept in memory, and no texts. Whether a key
     stands once is seen by its hash: one that is another key's as well costs time, and nothing else.
     """
-    newest = "NULL::TIMESTAMPTZ" if table == "calendar_events" else "t.updated_at"
+    version = stream_named(table).version_field
+    newest = f"t.{version}" if version else "NULL::TIMESTAMPTZ"
     rows = f"FROM raw.{table} t {joins} WHERE ({where})"
     return f"""shared AS (SELECT hash({key}) AS hashed {rows} GROUP BY 1 HAVING count(*) > 1),
         versions AS (
@@ -175,13 +177,18 @@ def _calendar_events(zone: str, _today: str) -> str:
             start_time IS NULL AND coalesce(len({text}) = 10, false) AS is_all_day,
             coalesce({_day("start_time", zone)}, {day}) AS local_date,
             CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,
-            lower(nullif(trim(organizer ->> '$.email'), '')) AS organizer_email, organizer ->> '$.name' AS organizer_name,
+            {_address("organizer ->> '$.email'")} AS organizer_email, organizer ->> '$.name' AS organizer_name,
             CASE WHEN json_type(attendees) = 'ARRAY' THEN json_array_length(attendees) ELSE 0 END::BIGINT AS attendees,
             coalesce(new_id, linked_id) AS meeting_id,
-            md5(concat_ws(' ', coalesce(new_id, linked_id, lower(nullif(trim(organizer ->> '$.email'), '')), key),
+            md5(concat_ws(' ', coalesce(new_id, linked_id, {_address("organizer ->> '$.email'")}, key),
                 epoch_us(start_time), epoch_us(end_time), {text})) AS occurrence,
             seen_by, lost_at AS deleted_at
         FROM linked LEFT JOIN aliases ON old_id = linked_id"""
+
+
+def _address(value: str) -> str:
+    """SQL of an address as it is compared: in lower case; NULL where it is blank."""
+    return f"lower(nullif(trim({value}), ''))"
 
 
 def _each(column: str) -> str:
@@ -193,23 +200,27 @@ def _event_attendees(_zone: str, _today: str) -> str:
     return f"""
         WITH {_one_row_each("calendar_events")},
         each AS (
-            SELECT key, lost_at, lower(nullif(trim(organizer ->> '$.email'), '')) AS organizer_email,
+            SELECT key, lost_at, {_address("organizer ->> '$.email'")} AS organizer_email,
                 {_each("attendees")} AS one
             FROM best
         )
-        SELECT key AS event_id, lower(nullif(trim(one ->> '$.email'), '')) AS email, one ->> '$.name' AS name,
+        SELECT key AS event_id, {_address("one ->> '$.email'")} AS email, one ->> '$.name' AS name,
             one ->> '$.status' AS status, one ->> '$.type' AS type,
             coalesce(lower(trim(one ->> '$.email')) = organizer_email, false) AS is_organizer, lost_at AS deleted_at
         FROM each"""
 
 
+_CONTENTS = """contents AS (
+            SELECT DISTINCT ON (id) id, state, reason, sha256, size_bytes FROM raw.document_contents
+            ORDER BY id, state <> 'stored', fetched_at DESC NULLS LAST, _account
+        )"""
+"""SQL of a common table: of each document the contents that an account has, stored ones before others."""
+
+
 def _context_documents(_zone: str, _today: str) -> str:
     return f"""
         WITH {_IN_USE}, {_one_row_each("context_documents")},
-        contents AS (
-            SELECT DISTINCT ON (id) id, state, sha256, size_bytes FROM raw.document_contents
-            ORDER BY id, state <> 'stored', fetched_at DESC NULLS LAST, _account
-        )
+        {_CONTENTS}
         SELECT key AS id, coalesce(new_id, best.meeting_id, _parent_id) AS meeting_id, title, context_type, source_format,
             file_status, source_name, created_by_user_id, best.created_at, best.updated_at, state AS content_state,
             sha256, size_bytes, seen_by, lost_at AS deleted_at
@@ -218,24 +229,21 @@ def _context_documents(_zone: str, _today: str) -> str:
 
 
 def _document_texts(_zone: str, _today: str) -> str:
-    return """
-        WITH why AS (
-            SELECT DISTINCT ON (id) id, reason FROM raw.document_contents
-            ORDER BY id, state <> 'stored', fetched_at DESC NULLS LAST, _account
-        )
+    return f"""
+        WITH {_CONTENTS}
         SELECT d.id, d.meeting_id, d.title, d.source_format, text, characters,
-            CASE WHEN text IS NULL THEN coalesce(t.reason, why.reason, CASE WHEN characters IS NOT NULL THEN 'it is hidden'
+            CASE WHEN text IS NULL THEN coalesce(t.reason, c.reason, CASE WHEN characters IS NOT NULL THEN 'it is hidden'
                 WHEN d.content_state = 'stored' THEN 'it is not read yet' ELSE 'its contents were not downloaded' END)
             END AS reason,
             d.sha256, d.created_at, d.seen_by, d.deleted_at
         FROM mart.context_documents d LEFT JOIN raw.document_texts t ON t.sha256 = d.sha256 AND d.content_state = 'stored'
-        LEFT JOIN why ON why.id = d.id"""
+        LEFT JOIN contents c ON c.id = d.id"""
 
 
 def _people(_zone: str, _today: str) -> str:
     return f"""
         WITH told AS (
-            SELECT id AS user_id, lower(nullif(trim(email), '')) AS email, display_name AS name, 'accounts' AS source, 1 AS rank
+            SELECT id AS user_id, {_address("email")} AS email, display_name AS name, 'accounts' AS source, 1 AS rank
             FROM raw.accounts
             UNION
             SELECT created_by_user_id, NULL, NULL, 'meetings', 9 FROM raw.meetings
@@ -248,9 +256,9 @@ def _people(_zone: str, _today: str) -> str:
             UNION
             SELECT NULL, organizer_email, organizer_name, 'calendar_events', 3 FROM mart.calendar_events
             UNION
-            SELECT user_id, lower(nullif(trim(email), '')), name, 'participants', 2 FROM raw.participants
+            SELECT user_id, {_address("email")}, name, 'participants', 2 FROM raw.participants
             UNION
-            SELECT one ->> '$.user_id', lower(nullif(trim(one ->> '$.email'), '')), one ->> '$.name', 'agenda_items', 2
+            SELECT one ->> '$.user_id', {_address("one ->> '$.email'")}, one ->> '$.name', 'agenda_items', 2
             FROM (SELECT {_each("presenter_details")} AS one FROM raw.agenda_items)
         ),
         owners AS (

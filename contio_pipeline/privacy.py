@@ -68,7 +68,7 @@ class Policy:
         """As the settings say: the preset, then what is said of single columns."""
         strict = settings.privacy == "strict"
         actions = _by_preset(STRICT if strict else STANDARD, streams)
-        said = dict(one.split("=") for one in settings.publish_policy)
+        said = settings.said_of_columns()
         hides_just_me = said.pop(_JUST_ME, "drop") != "keep"
         actions |= said  # type: ignore[arg-type] # the settings let nothing else pass
         salt = settings.hash_salt.reveal() if settings.hash_salt else ""

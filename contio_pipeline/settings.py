@@ -363,7 +363,7 @@ class Settings:
             raise ValueError(
                 f"CONTIO_STATE_DIR ({self.state_dir}) holds tokens and must not lie inside CONTIO_DATA_DIR ({self.data_dir})"
             )
-        hashes = self.privacy == "strict" or any(said.endswith("=hash") for said in self.publish_policy)
+        hashes = self.privacy == "strict" or "hash" in self.said_of_columns().values()
         if hashes and not self.hash_salt:
             raise ValueError(
                 "CONTIO_HASH_SALT must be set, for something is to be hashed, and without a secret anybody could find out what: "
@@ -375,7 +375,7 @@ class Settings:
 
     def _check_people(self) -> None:
         """Where a person is a hash in one column and not in another, nobody finds them again."""
-        said = dict(one.split("=") for one in self.publish_policy)
+        said = self.said_of_columns()
         people = [
             f"{table.name}.{column.name}"
             for table in tables()
@@ -395,6 +395,10 @@ class Settings:
         """The variables that give another process the same settings; the secret is among them."""
         values = {name: getattr(self, name) for name in self.names()}
         return {f"{_PREFIX}{name.upper()}": _as_text(value) for name, value in values.items() if value is not None}
+
+    def said_of_columns(self) -> dict[str, str]:
+        """`table.column` (or `just_me`) -> keep, drop or hash, as `publish_policy` says."""
+        return dict(one.split("=") for one in self.publish_policy)
 
     def account_names_tell(self, accounts: Iterable[str]) -> str:
         """What to say of accounts whose names tell whom the policy hides; empty where none does."""

@@ -15,7 +15,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import duckdb
 import pyarrow as pa
 
-from contio_pipeline.documents import TOO_LARGE
 from contio_pipeline.privacy import Policy
 from contio_pipeline.rows import Batch
 from contio_pipeline.stage import Stage
@@ -599,14 +598,17 @@ class Warehouse(WorkFile):
         sql = f"SELECT DISTINCT sha256 FROM {DOCUMENT_CONTENTS.full_name} WHERE sha256 IS NOT NULL ORDER BY 1"
         return [str(digest) for (digest,) in self.connection.execute(sql).fetchall()]
 
-    def untold_texts(self, most: int) -> list[tuple[str, int]]:
-        """Hash and size of stored contents whose text is not known, or known by another rule than that of so many bytes."""
+    def untold_texts(self, most: int, too_large: str) -> list[tuple[str, int]]:
+        """Hash and size of stored contents whose text is not known, or by another limit than `most` bytes.
+
+        With `too_large` begins the reason of those that were larger.
+        """
         sql = f"""SELECT DISTINCT c.sha256, c.size_bytes FROM {DOCUMENT_CONTENTS.full_name} c
             LEFT JOIN {DOCUMENT_TEXTS.full_name} t ON t.sha256 = c.sha256
             WHERE c.state = 'stored' AND (t.sha256 IS NULL OR (t.text IS NOT NULL AND t.size_bytes > $1)
                 OR (t.text IS NULL AND t.size_bytes <= $1 AND starts_with(t.reason, $2)))
             ORDER BY ALL"""
-        return self.connection.execute(sql, [most, TOO_LARGE]).fetchall()
+        return self.connection.execute(sql, [most, too_large]).fetchall()
 
     def run(self, run_id: str) -> dict[str, Any] | None:
         """The run's row of `ops.runs`, if a part of it has begun."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,10 +13,11 @@ from conftest import Place
 from truth import check
 
 from contio_pipeline.errors import ConfigError
+from contio_pipeline.health import checks
 from contio_pipeline.plan import estimate
 from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.streams import STREAMS
-from contio_pipeline.sync import check_names
+from contio_pipeline.sync import check_names, published_case
 from contio_pipeline.warehouse import Window
 
 LISTS = ("/participants", "/agenda-items")
@@ -122,6 +125,13 @@ def test_once_nobody_asks_any_more_they_stay_as_they_were_and_no_check_complains
     assert asked.sync().complete
     assert lists(asked) == 0
     assert asked.query("SELECT count(*) FROM raw.participants") == before
+    assert asked.query("SELECT count(*) FROM mart.sync_health WHERE stream IN ('participants', 'agenda_items')") == [
+        (0,)
+    ]
+    case = replace(published_case(asked.settings), now=datetime.now(UTC) + timedelta(days=30))
+    stale = {check.of for check in checks() if check.name == "fresh" and list(check.look(case))}
+    assert "meetings" in stale
+    assert not stale & {"participants", "agenda_items"}
 
 
 def test_the_plan_knows_what_they_cost(asked: Place) -> None:

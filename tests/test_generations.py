@@ -34,31 +34,31 @@ def make(warehouse: Warehouse, number: int) -> None:
 
 
 def test_there_is_nothing_to_read_before_something_is_published(tmp_path: Path) -> None:
-    with (
-        contio_pipeline.open_current(tmp_path) as current,
-        pytest.raises(NothingPublished, match="contio-pipeline sync"),
-    ):
-        _ = current.connection
+    with pytest.raises(NothingPublished, match="contio-pipeline sync"):
+        _ = contio_pipeline.open_current(tmp_path).connection
 
 
 def test_it_follows_what_is_published_and_what_was_begun_goes_on(warehouse: Warehouse) -> None:
     make(warehouse, 1)
-    with contio_pipeline.open_current(warehouse.path.parent) as current:
-        before, folder = current.connection, current.folder
-        assert current.connection.execute(COUNT).fetchall() == [(20, 1, "1")]
-        make(warehouse, 2)
-        assert current.connection.execute(COUNT).fetchall() == [(20, 1, "2")]
-        assert before.execute(COUNT).fetchall() == [(20, 1, "1")]
-        assert current.folder != folder
-        assert (current.folder / "parquet" / "mart" / "meetings" / "part.parquet").is_file()
-    assert before.execute(COUNT).fetchall() == [(20, 1, "1")]  # also when it was let go
+    current = contio_pipeline.open_current(warehouse.path.parent)
+    before, folder = current.connection, current.folder
+    assert current.connection.execute(COUNT).fetchall() == [(20, 1, "1")]
+    make(warehouse, 2)
+    assert current.connection.execute(COUNT).fetchall() == [(20, 1, "2")]
+    assert before.execute(COUNT).fetchall() == [(20, 1, "1")]
+    assert current.folder != folder
+    assert (current.folder / "parquet" / "mart" / "meetings" / "part.parquet").is_file()
 
 
-def test_the_settings_say_where_it_is(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_say_where_it_is_and_times_are_in_utc_in_any_zone(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(warehouse, 1)
     monkeypatch.setenv("CONTIO_DATA_DIR", str(warehouse.path.parent))
-    with contio_pipeline.open_current() as current:
-        assert current.connection.execute(COUNT).fetchall() == [(20, 1, "1")]
+    current = contio_pipeline.open_current()
+    assert current.connection.execute(COUNT).fetchall() == [(20, 1, "1")]
+    current.connection.execute("SET TimeZone = 'Asia/Kolkata'")  # of that connection alone
+    assert current.connection.execute("SELECT current_setting('TimeZone')").fetchall() == [("UTC",)]
 
 
 def test_threads_read_through_many_publications_without_an_error_and_see_one_state_each_time(
@@ -83,16 +83,16 @@ def test_threads_read_through_many_publications_without_an_error_and_see_one_sta
             errors.append(error)
             raise
 
-    with contio_pipeline.open_current(warehouse.path.parent) as current:
-        readers = [threading.Thread(target=read, args=(current,)) for _ in range(3)]
-        for reader in readers:
-            reader.start()
-        for number in range(1, 26):
-            make(warehouse, number)
-        done.set()
-        for reader in readers:
-            reader.join()
-        assert current.connection.execute(COUNT).fetchall() == [(20, 1, "25")]
+    current = contio_pipeline.open_current(warehouse.path.parent)
+    readers = [threading.Thread(target=read, args=(current,)) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for number in range(1, 26):
+        make(warehouse, number)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert current.connection.execute(COUNT).fetchall() == [(20, 1, "25")]
     assert errors == []
     assert len({title for _, _, title in seen}) > 5
     assert {(rows, titles) for rows, titles, _ in seen} == {(20, 1)}
