@@ -26,8 +26,8 @@ from contio_pipeline.streams import (
     Column,
     Stream,
     Table,
+    own_tables,
     stream_named,
-    tables,
 )
 from contio_pipeline.workfile import SQL_TYPES, literal, quoted
 
@@ -260,16 +260,10 @@ def _present(pairs: Sequence[str]) -> str:
 def _by_preset(preset: Mapping[str, Action], streams: tuple[Stream, ...]) -> dict[str, Action]:
     return {
         f"{table.name}.{column.name}": preset[column.holds]
-        for table in _kinds(streams)
+        for table in own_tables(streams)
         for column in table.columns
         if column.holds in preset
     }
-
-
-def _kinds(streams: tuple[Stream, ...]) -> tuple[Table, ...]:
-    """The tables that policies name: without histories, which follow their stream."""
-    others = {table.full_name for stream in streams for table in (stream.past, stream.history)}
-    return tuple(table for table in tables(streams) if table.schema == "raw" and table.full_name not in others)
 
 
 def _kind(table: Table) -> str:

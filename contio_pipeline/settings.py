@@ -25,7 +25,7 @@ from dotenv.parser import parse_stream
 from platformdirs import user_state_path
 
 from contio_pipeline.errors import ConfigError
-from contio_pipeline.streams import STREAMS, Stream, tables
+from contio_pipeline.streams import STREAMS, Stream, own_tables
 
 API_PREFIX = "/v1/partner/user"
 _PREFIX = "CONTIO_"
@@ -251,9 +251,7 @@ def _optional_streams(value: str) -> tuple[str, ...]:
 
 def _publish_policy(value: str) -> tuple[str, ...]:
     """What is said of single columns: `table.column=action`."""
-    columns = {
-        f"{table.name}.{column.name}": column for table in tables() if table.schema == "raw" for column in table.columns
-    }
+    columns = {f"{table.name}.{column.name}": column for table in own_tables() for column in table.columns}
     said: dict[str, str] = {}
     for one in filter(None, map(str.strip, value.split(","))):
         name, _, action = (part.strip() for part in one.partition("="))
@@ -267,14 +265,8 @@ def _publish_policy(value: str) -> tuple[str, ...]:
                 f"must be a list such as meetings.title=drop, document_contents.filename=hash (keep, drop or hash); {one} is no "
                 f"part of one{f': did you mean {close[0]}?' if close and close[0] != name else ''}"
             )
-        if (
-            column.name in _ALWAYS_PUBLISHED
-            or (column.name == "id" and column.holds != "person")
-            or name.split(".")[0].endswith(("_past", "_history"))
-        ):
-            raise ValueError(
-                f"cannot say {one}: keys and times of the pipeline's own stay, and histories follow their stream"
-            )
+        if column.name in _ALWAYS_PUBLISHED or (column.name == "id" and column.holds != "person"):
+            raise ValueError(f"cannot say {one}: keys, and the pipeline's own times, stay")
         if action == "hash" and not (column.kind == "text" or column.holds == "people"):
             raise ValueError(f"cannot say {one}: only texts and people can be hashed; drop it")
         if said.setdefault(name, action) != action:
@@ -378,9 +370,9 @@ class Settings:
         said = self.said_of_columns()
         people = [
             f"{table.name}.{column.name}"
-            for table in tables()
+            for table in own_tables()
             for column in table.columns
-            if column.holds in {"person", "people"} and not table.name.endswith(("_past", "_history"))
+            if column.holds in {"person", "people"}
         ]
         usual = "hash" if self.privacy == "strict" else "keep"
         actions = {name: said.get(name, usual) for name in people}

@@ -657,6 +657,12 @@ def tables(streams: tuple[Stream, ...] = STREAMS) -> tuple[Table, ...]:
     )
 
 
+def own_tables(streams: tuple[Stream, ...] = STREAMS) -> tuple[Table, ...]:
+    """The tables of `raw` without pasts and histories, which have the columns of their stream's."""
+    follow = {table.full_name for stream in streams for table in (stream.past, stream.history)}
+    return tuple(table for table in tables(streams) if table.schema == "raw" and table.full_name not in follow)
+
+
 def stream_named(name: str, streams: tuple[Stream, ...] = STREAMS) -> Stream:
     """The declared stream of that name.
 

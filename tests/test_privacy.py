@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Place
 
+from contio_pipeline.auth import TokenStore
 from contio_pipeline.backup import backup, restore
+from contio_pipeline.doctor import examine
 from contio_pipeline.errors import ConfigError
 from contio_pipeline.generations import current
 from contio_pipeline.marts import MARTS
@@ -23,7 +25,7 @@ from contio_pipeline.publish import Terms, publish
 from contio_pipeline.sandbox.server import Fault, Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings, load_settings
-from contio_pipeline.streams import STREAMS, tables
+from contio_pipeline.streams import STREAMS, own_tables
 from contio_pipeline.warehouse import Warehouse
 
 NewPlace = Callable[..., Place]
@@ -428,6 +430,22 @@ def test_a_restore_publishes_no_more_than_where_the_backup_was_made(shown: Place
     assert published(tmp_path / "elsewhere")[1] == []
 
 
+def test_a_sync_and_doctor_warn_of_an_account_that_is_named_by_an_address(
+    new_place: NewPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = new_place(meetings=3, accounts=1)
+    store = TokenStore(place.settings.state_dir)
+    store.write("ana@example.com", store.read("ana"))
+    store.remove("ana")
+    for privacy, warns in (("standard", False), ("strict", True)):
+        place.overrides |= {"privacy": privacy, "hash_salt": SALT}
+        caplog.clear()
+        place.sync()
+        assert ("accounts named by an address (ana@example.com)" in caplog.text) == warns
+        found = {one.subject for one in examine(offline=True, load=lambda: place.settings)}
+        assert ("account names" in found) == warns
+
+
 def test_accounts_that_are_named_by_an_address_are_told_of(shown: Place) -> None:
     assert shown.settings.account_names_tell(["ana", "bo@example.com"]).startswith(
         "accounts named by an address (bo@example.com)"
@@ -455,9 +473,7 @@ def test_a_strict_policy_hides_every_text_and_person_that_is_declared(settings: 
         "plan_type",
         "workspace_role",
     }
-    for table in tables():
-        if table.schema != "raw" or table.name.endswith(("_past", "_history")):
-            continue
+    for table in own_tables():
         for column in table.columns:
             own = column.name.startswith("_") or column.name.endswith(("_id", "_raw")) or column.name == "id"
             if column.kind == "text" and not column.holds and not own:

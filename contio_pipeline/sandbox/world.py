@@ -289,11 +289,11 @@ class World:
                 self._add_agenda_item(rng, meeting_id, at, position)
 
     def _add_participant(
-        self, rng: Random, meeting_id: str, at: datetime, fields: Mapping[str, Any], number: int | None = 0
+        self, rng: Random, meeting_id: str, at: datetime, fields: Mapping[str, Any], *, plain: bool = False
     ) -> str:
-        ordinal = len(self._rows["participants"]) if number is not None else None
+        ordinal = None if plain else len(self._rows["participants"])
         row = {"id": uid(rng), "meeting_id": meeting_id, "role": "VIEWER", "is_attended": rng.random() < 0.7, **fields}
-        times = {"created_at": stamp(at), "updated_at": stamp(at)} if number is not None else self._times(None, at)
+        times = self._times(None, at) if plain else {"created_at": stamp(at), "updated_at": stamp(at)}
         return self._put("participants", _Record(patched({**times, **row}, {}), meeting_id), ordinal, {})
 
     def _add_agenda_item(
@@ -303,9 +303,10 @@ class World:
         at: datetime,
         position: int,
         fields: Mapping[str, Any] | None = None,
-        number: int | None = 0,
+        *,
+        plain: bool = False,
     ) -> str:
-        ordinal = len(self._rows["agenda_items"]) if number is not None else None
+        ordinal = None if plain else len(self._rows["agenda_items"])
         presenter = rng.choice(list(self.accounts.values()))
         known = {"name": presenter.profile["display_name"], "email": presenter.profile["email"]}
         row = {
@@ -319,7 +320,7 @@ class World:
             "time_allocation_minutes": rng.choice((5, 10, 12.5)),
             "presenter_details": [{"user_id": presenter.user_id, **known}, {"user_id": uid(rng)}],
             "presenters": [presenter.user_id],
-            **({"created_at": stamp(at), "updated_at": stamp(at)} if number is not None else self._times(None, at)),
+            **(self._times(None, at) if plain else {"created_at": stamp(at), "updated_at": stamp(at)}),
         }
         record = _Record(row, meeting_id)
         for name in self.accounts:
@@ -647,9 +648,9 @@ class World:
         meetings = [fields.get("meeting_id") or self._rng.choice(visible) for _ in range(count)]
         if stream == "participants":
             guest = {"name": "Guest", "email": "guest@guest.example", **fields}
-            return [self._add_participant(self._rng, meeting, self.now, guest, None) for meeting in meetings]
+            return [self._add_participant(self._rng, meeting, self.now, guest, plain=True) for meeting in meetings]
         if stream == "agenda_items":
-            return [self._add_agenda_item(self._rng, meeting, self.now, 40, fields, None) for meeting in meetings]
+            return [self._add_agenda_item(self._rng, meeting, self.now, 40, fields, plain=True) for meeting in meetings]
         add = {"action_items": self._add_action_item, "context_documents": self._add_document}[stream]
         return [add(None, meeting, at, fields) for meeting, at in zip(meetings, recent, strict=True)]
 
