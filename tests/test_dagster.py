@@ -100,6 +100,19 @@ def project(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
         yield Project(place, instance)
 
 
+def tick(
+    schedule: dg.ScheduleDefinition, instance: dg.DagsterInstance, at: datetime | None = None
+) -> tuple[list[dg.RunRequest], str]:
+    """The runs that the schedule asks for at that moment, and why if none.
+
+    The context opens an instance of its own: left to the garbage collector, it would hand Dagster's global
+    storage back to an instance that is long dead, in the middle of another test.
+    """
+    with dg.build_schedule_context(instance=instance, scheduled_execution_time=at or datetime.now(UTC)) as context:
+        told = schedule.evaluate_tick(context)
+    return list(told.run_requests or []), told.skip_message or ""
+
+
 def why(result: dg.ExecuteInProcessResult) -> dict[str, str]:
     """Step -> what its failure says."""
     failures = [event for event in result.all_events if event.is_step_failure]
@@ -458,14 +471,14 @@ class Telling:
                     "run_failures", dagster_event=event, dagster_instance=instance, dagster_run=run
                 )
                 run_failures(dg.DefaultSensorStatus.RUNNING)(context.for_run_failure())
-        context = dg.build_sensor_context(instance=instance, cursor=self._since)
-        self._since = check_failures(dg.DefaultSensorStatus.RUNNING).evaluate_tick(context).cursor or self._since
+        with dg.build_sensor_context(instance=instance, cursor=self._since) as seen:
+            self._since = check_failures(dg.DefaultSensorStatus.RUNNING).evaluate_tick(seen).cursor or self._since
 
     def watch(self) -> list[dg.AssetCheckEvaluation]:
-        context = dg.build_sensor_context(instance=self._project.instance, cursor=self._watched)
-        tick = watch(dg.DefaultSensorStatus.RUNNING).evaluate_tick(context)
-        self._watched = tick.cursor
-        return [event for event in tick.asset_events if isinstance(event, dg.AssetCheckEvaluation)]
+        with dg.build_sensor_context(instance=self._project.instance, cursor=self._watched) as context:
+            told = watch(dg.DefaultSensorStatus.RUNNING).evaluate_tick(context)
+        self._watched = told.cursor
+        return [event for event in told.asset_events if isinstance(event, dg.AssetCheckEvaluation)]
 
 
 @pytest.fixture
@@ -593,7 +606,7 @@ def test_old_runs_are_deleted_with_their_events(project: Project, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("zone", "tick", "start", "end"),
+    ("zone", "at", "start", "end"),
     [
         ("UTC", datetime(2026, 11, 24, 2, 15, tzinfo=UTC), "2026-11-17", "2026-12-24"),
         (
@@ -606,14 +619,13 @@ def test_old_runs_are_deleted_with_their_events(project: Project, monkeypatch: p
     ],
 )
 def test_a_night_is_one_range_of_utc_days_in_one_run(
-    zone: str, tick: datetime, start: str, end: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    zone: str, at: datetime, start: str, end: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CONTIO_TIMEZONE", zone)
     schedule = nightly(load_settings())
     assert schedule.execution_timezone == zone
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        context = dg.build_schedule_context(instance=instance, scheduled_execution_time=tick)
-        [request] = schedule.evaluate_tick(context).run_requests or []
+        [request], _ = tick(schedule, instance, at)
     assert request.tags["dagster/asset_partition_range_start"] == start
     assert request.tags["dagster/asset_partition_range_end"] == end
 
@@ -626,8 +638,7 @@ def test_a_night_after_an_outage_lists_and_marks_what_was_missed(
     place.sync(accounts=["ana", "bo"])
     wind_back(place, 10, "bo")
     place.world.insert("meetings", account="bo", start_time=f"{today - timedelta(days=12)}T10:00:00Z")
-    context = dg.build_schedule_context(instance=project.instance, scheduled_execution_time=datetime.now(UTC))
-    [request] = nightly(load_settings()).evaluate_tick(context).run_requests or []
+    [request], _ = tick(nightly(load_settings()), project.instance)
     result = project.run("window", request.tags, request.run_config["resources"]["contio"]["config"])
     assert result.success, why(result)
     truth.check(place.world, place.settings, list(place.world.accounts))
@@ -645,12 +656,11 @@ def test_a_night_after_an_outage_lists_and_marks_what_was_missed(
 
 
 def test_a_night_does_not_queue_behind_one_that_has_not_begun(project: Project) -> None:
-    context = dg.build_schedule_context(instance=project.instance, scheduled_execution_time=datetime.now(UTC))
     job = defs().resolve_job_def("window")
     project.instance.create_run_for_job(job, status=dg.DagsterRunStatus.NOT_STARTED)
-    tick = nightly(load_settings()).evaluate_tick(context)
-    assert not tick.run_requests
-    assert "has not begun yet" in (tick.skip_message or "")
+    asked, why_not = tick(nightly(load_settings()), project.instance)
+    assert not asked
+    assert "has not begun yet" in why_not
 
 
 def test_runs_that_died_with_the_daemon_are_ended_unless_somebody_is_writing(project: Project) -> None:
