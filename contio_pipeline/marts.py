@@ -153,6 +153,11 @@ def _action_items(zone: str, _today: str) -> str:
         SELECT key AS id, coalesce(new_id, meeting_id) AS meeting_id, assigned_to_user_id, title, description, status,
             is_completed, due_date, completed_at, {_day("completed_at", zone)} AS completed_local_date,
             {_day("created_at", zone)} AS created_local_date,
+            least(
+                CASE WHEN is_completed OR status = 'cancelled'
+                    THEN greatest(coalesce(completed_local_date, {_day("updated_at", zone)}), created_local_date) END,
+                CASE WHEN lost_at IS NOT NULL THEN greatest({_day("lost_at", zone)}, created_local_date) END
+            ) AS closed_local_date,
             CASE WHEN completed_at >= created_at THEN epoch(completed_at - created_at) / 86400 END AS days_to_complete,
             created_at, updated_at, seen_by, lost_at AS deleted_at
         FROM best LEFT JOIN aliases ON old_id = meeting_id"""
@@ -323,28 +328,34 @@ def _person_week(zone: str, _today: str) -> str:
         FROM sums JOIN (SELECT DISTINCT person, person_id FROM addresses) USING (person)"""
 
 
-def _action_item_daily(zone: str, today: str) -> str:
+def item_steps(items: str, today: str, *kept: str) -> str:
+    """SQL of the days on which action items add to, or take from, what there is to do: one row for each such step.
+
+    Args:
+        items: what to select from: `mart.action_items`, or its file.
+        today: as SQL; items created later do not count, nor those from before this century.
+        kept: columns of the items that the steps keep.
+    """
+    keep = "".join(f", {column}" for column in kept)
     return f"""
         WITH items AS (
-            SELECT created_local_date AS opened, due_date,
-                least(
-                    CASE WHEN is_completed OR status = 'cancelled'
-                        THEN greatest(coalesce(completed_local_date, {_day("updated_at", zone)}), created_local_date) END,
-                    CASE WHEN deleted_at IS NOT NULL THEN greatest({_day("deleted_at", zone)}, created_local_date) END
-                ) AS closed, is_completed
-            FROM mart.action_items WHERE created_local_date BETWEEN DATE '2000-01-01' AND {today}
+            SELECT created_local_date AS opened, due_date, closed_local_date AS closed, is_completed{keep}
+            FROM {items} WHERE created_local_date BETWEEN DATE '2000-01-01' AND {today}
         ),
-        late AS (SELECT greatest(opened, due_date + 1) AS since, closed FROM items WHERE due_date >= DATE '1970-01-01'),
-        steps AS (
-            SELECT opened AS day, 1 AS open, 0 AS overdue, 0 AS aged, 1 AS created, 0 AS completed FROM items
-            UNION ALL SELECT closed, -1, 0, 0, 0, is_completed::INT FROM items WHERE closed IS NOT NULL
-            UNION ALL SELECT since, 0, 1, 0, 0, 0 FROM late WHERE closed IS NULL OR closed > since
-            UNION ALL SELECT closed, 0, -1, 0, 0, 0 FROM late WHERE closed > since
-            UNION ALL SELECT opened + 31, 0, 0, 1, 0, 0 FROM items WHERE closed IS NULL OR closed > opened + 31
-            UNION ALL SELECT closed, 0, 0, -1, 0, 0 FROM items WHERE closed > opened + 31
-        ),
+        late AS (SELECT *, greatest(opened, due_date + 1) AS since FROM items WHERE due_date >= DATE '1970-01-01')
+        SELECT opened AS day, 1 AS open, 0 AS overdue, 0 AS aged, 1 AS created, 0 AS completed{keep} FROM items
+        UNION ALL SELECT closed, -1, 0, 0, 0, is_completed::INT{keep} FROM items WHERE closed IS NOT NULL
+        UNION ALL SELECT since, 0, 1, 0, 0, 0{keep} FROM late WHERE closed IS NULL OR closed > since
+        UNION ALL SELECT closed, 0, -1, 0, 0, 0{keep} FROM late WHERE closed > since
+        UNION ALL SELECT opened + 31, 0, 0, 1, 0, 0{keep} FROM items WHERE closed IS NULL OR closed > opened + 31
+        UNION ALL SELECT closed, 0, 0, -1, 0, 0{keep} FROM items WHERE closed > opened + 31"""
+
+
+def _action_item_daily(zone: str, today: str) -> str:
+    return f"""
+        WITH steps AS ({item_steps("mart.action_items", today)}),
         sums AS (SELECT day, sum(COLUMNS(* EXCLUDE day)) FROM steps GROUP BY day),
-        days AS (SELECT unnest(generate_series(min(opened), {today}, INTERVAL 1 DAY))::DATE AS day FROM items),
+        days AS (SELECT unnest(generate_series(min(day), {today}, INTERVAL 1 DAY))::DATE AS day FROM steps),
         first_sync AS (SELECT {_day("min(_first_seen_at)", zone)} AS day FROM raw.action_items)
         SELECT days.day, sum(coalesce(open, 0)) OVER past::BIGINT AS open, sum(coalesce(overdue, 0)) OVER past::BIGINT AS overdue,
             sum(coalesce(aged, 0)) OVER past::BIGINT AS open_over_30_days, coalesce(created, 0)::BIGINT AS created,
@@ -476,6 +487,10 @@ MARTS: tuple[Mart, ...] = (
             completed_at=(_TIME, "When it was completed.", "action_items.completed_at"),
             completed_local_date=("DATE", "The day of completed_at in CONTIO_TIMEZONE.", "action_items.completed_at"),
             created_local_date=("DATE", "The day of created_at in CONTIO_TIMEZONE."),
+            closed_local_date=(
+                "DATE",
+                "The day from which there is nothing to do any more: completed, cancelled, or no longer seen; NULL while open.",
+            ),
             days_to_complete=("DOUBLE", "From created_at to completed_at, in days of 24 hours."),
             created_at=(_TIME, "When it was created in Contio."),
             updated_at=(_TIME, "When it last changed in Contio."),

@@ -1,4 +1,4 @@
-"""Immutable generations for readers: a DuckDB file and Parquet, flipped atomically.
+"""Immutable generations for readers: a DuckDB file, Parquet and a dashboard, flipped atomically.
 
 What lives here: building, flipping and collecting generations. What never does: reading them (`generations`), writing the
 warehouse, HTTP.
@@ -8,6 +8,7 @@ warehouse, HTTP.
     <generation>/parquet/raw/<table>/month=YYYY-MM/part.parquet   (month=undated where a row has no month; a history's files
                                                                    are those of its tables: part.parquet, part-1.parquet)
     <generation>/parquet/mart/<mart>/part.parquet
+    <generation>/dashboard.html
     <generation>/manifest.json
 
 A generation is built in a staging folder outside the published tree, flushed to disk, renamed into place, and only then
@@ -34,7 +35,7 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 
-from contio_pipeline import __version__
+from contio_pipeline import __version__, dashboard
 from contio_pipeline.errors import StorageError
 from contio_pipeline.folders import flush, private_file
 from contio_pipeline.generations import DATABASE, REFUSED, Generation, current, generations
@@ -276,6 +277,14 @@ def _build(
                 _write_months(connection, table, staging, shown[table.full_name], had, before)
         for mart in MARTS:
             rows[mart.full_name] = _write_mart(connection, mart, staging, kept.get(mart.full_name))
+        page = dashboard.page(
+            lambda sql: with_room(connection, lambda: connection.execute(sql).fetchall()),
+            lambda mart: staging / _mart_part(f"mart.{mart}"),
+            now,
+            terms.zone,
+            terms.policy.hidden,
+        )
+    (staging / dashboard.FILE).write_text(page, encoding="utf-8")
     return rows, _Memory(staging.name, terms.maker, prints, shown, marts), masked
 
 

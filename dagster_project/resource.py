@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from contio_pipeline import streams
+from contio_pipeline import dashboard, streams
 from contio_pipeline.errors import ConfigError, ContioError, WarehouseBusy
 from contio_pipeline.health import PUBLISHED, Check, Problem, checks
 from contio_pipeline.settings import load_settings
@@ -149,6 +149,7 @@ class Contio(dg.ConfigurableResource[Any]):
             "new_generation": new,
             "published_at": dg.MetadataValue.timestamp(generation.published_at),
             "folder": dg.MetadataValue.path(generation.folder),
+            "dashboard": dg.MetadataValue.path(generation.folder / dashboard.FILE),
             "tables": _table([{"table": name, "rows": count} for name, count in rows.items()]),
         }
         problems: dict[str, list[str]] = {}

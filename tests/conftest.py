@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import duckdb
 import httpx
 import pytest
+from playwright.sync_api import Page, sync_playwright
 
 from contio_pipeline.auth import Tokens, TokenStore
 from contio_pipeline.generations import current
@@ -251,6 +252,43 @@ def receiver() -> Iterator[Receiver]:
     running = Receiver()
     yield running
     running.stop()
+
+
+# A browser -----------------------------------------------------------------------------------------------------------
+
+_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture
+def new_page() -> Iterator[Callable[..., Page]]:
+    """Make a page in Chromium that may ask for addresses with this beginning alone; keyword arguments are the browser's.
+
+    Afterwards, that none of them had an error or a warning, or asked for anything else.
+    """
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert program, "there is no Chromium; on Debian: apt-get install chromium"
+    problems: list[str] = []
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=list(_FLAGS))
+
+        def make(own: str, **options: Any) -> Page:
+            page = browser.new_page(**options)
+            page.set_default_timeout(30_000)
+            page.on("console", lambda told: problems.append(told.text) if told.type in {"error", "warning"} else None)
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            page.on(
+                "request",
+                lambda asked: None if asked.url.startswith((own, "data:", "blob:")) else problems.append(asked.url),
+            )
+            return page
+
+        yield make
+        browser.close()
+    assert problems == []
 
 
 # Dagster -------------------------------------------------------------------------------------------------------------

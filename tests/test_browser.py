@@ -6,46 +6,18 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from conftest import Up
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("meetings", "action_items", "calendar_events", "context_documents", "document_contents", "published")
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-@pytest.fixture
-def page(up: Up) -> Iterator[Page]:
-    """A page that may talk to the UI alone; afterwards, that it had no error and asked nobody else."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert program, "there is no Chromium; on Debian: apt-get install chromium"
-    problems: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
-        page = browser.new_page(viewport={"width": 1680, "height": 950})
-        page.set_default_timeout(30_000)
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                None if request.url.startswith((up.url, "data:", "blob:")) else problems.append(request.url)
-            ),
-        )
-        yield page
-        browser.close()
-    assert problems == []
 
 
 def picture(page: Page, name: str, tmp_path: Path) -> None:
@@ -53,7 +25,8 @@ def picture(page: Page, name: str, tmp_path: Path) -> None:
     page.screenshot(path=ROOT / os.environ.get("SCREENSHOTS", tmp_path) / f"{name}.png")
 
 
-def test_the_graph_the_plots_and_the_check_of_an_asset(up: Up, page: Page, tmp_path: Path) -> None:
+def test_the_graph_the_plots_and_the_check_of_an_asset(up: Up, new_page: Callable[..., Page], tmp_path: Path) -> None:
+    page = new_page(up.url, viewport={"width": 1680, "height": 950})
     days = {"dagster/asset_partition_range_start": "2026-10-18", "dagster/asset_partition_range_end": "2026-11-02"}
     for number, (job, tags) in enumerate((("full_sync", {}), ("window", days), ("window", days)), start=1):
         up.launch(job, tags)

@@ -120,9 +120,10 @@ def meetings(seen: Seen) -> Iterable[Row]:
 
 
 def action_items(seen: Seen) -> Iterable[Row]:
+    today = datetime.now(ZoneInfo(ZONE)).date()
     for identity, (row, who) in seen.once("action_items").items():
         due = row.get("due_date")
-        yield {
+        item = {
             **{
                 name: row.get(name)
                 for name in ("title", "description", "status", "is_completed", "assigned_to_user_id")
@@ -137,6 +138,7 @@ def action_items(seen: Seen) -> Iterable[Row]:
             "seen_by": who,
             "deleted": not who,
         }
+        yield item | {"closed_local_date": _closed_on(item, today)}
 
 
 def calendar_events(seen: Seen) -> Iterable[Row]:
@@ -356,20 +358,20 @@ def action_item_daily(seen: Seen) -> Iterable[Row]:
     items = [item for item in action_items(seen) if item["created_local_date"]]
     day = min(item["created_local_date"] for item in items)
     while day <= today:
-        open_ = [item for item in items if item["created_local_date"] <= day and not _is_over(item, day, today)]
+        open_ = [item for item in items if item["created_local_date"] <= day and not _is_over(item, day)]
         yield {
             "day": day,
             "open": len(open_),
             "overdue": sum(bool(item["due_date"] and item["due_date"] < day) for item in open_),
             "open_over_30_days": sum((day - item["created_local_date"]).days > 30 for item in open_),
             "created": sum(item["created_local_date"] == day for item in items),
-            "completed": sum(bool(item["is_completed"]) and _ended_on(item, today) == day for item in items),
+            "completed": sum(bool(item["is_completed"]) and item["closed_local_date"] == day for item in items),
             "is_reconstructed": day < today,
         }
         day += timedelta(days=1)
 
 
-def _ended_on(item: Row, today: date) -> date | None:
+def _closed_on(item: Row, today: date) -> date | None:
     ends = []
     if item["is_completed"] or item["status"] == "cancelled":
         ends.append(item["completed_local_date"] or local_of(item["updated_at"]))
@@ -378,9 +380,8 @@ def _ended_on(item: Row, today: date) -> date | None:
     return max(min(ends), item["created_local_date"]) if ends else None
 
 
-def _is_over(item: Row, day: date, today: date) -> bool:
-    end = _ended_on(item, today)
-    return end is not None and end <= day
+def _is_over(item: Row, day: date) -> bool:
+    return item["closed_local_date"] is not None and item["closed_local_date"] <= day
 
 
 def local_of(moment: datetime) -> date:

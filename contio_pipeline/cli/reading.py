@@ -1,4 +1,4 @@
-"""Reading what is published: `status`, `query`, `export`."""
+"""Reading what is published: `status`, `query`, `export`, `dashboard`."""
 
 from __future__ import annotations
 
@@ -121,6 +121,31 @@ def export(
     if name not in names:
         raise ConfigError(f"there is no mart {mart!r}; there are {', '.join(names)}")
     _write(ask(current(load_settings().data_dir), f"FROM mart.{name}"), None, to)
+
+
+@command(app)
+def dashboard(
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print where it is.")] = False,
+    verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
+) -> None:
+    """Show the dashboard of what is published: load, action items, hygiene, syncs, with filters.
+
+    It is one file that needs no server and no network: copy it, mail it, bookmark it. The link `current` leads to the newest one,
+    so reloading the page shows what was published since.
+    """
+    import webbrowser
+
+    from contio_pipeline.dashboard import FILE
+    from contio_pipeline.generations import current
+    from contio_pipeline.settings import load_settings
+
+    data_dir = load_settings().data_dir.absolute()
+    if not (current(data_dir).folder / FILE).is_file():
+        raise ConfigError("an earlier version published this, without a dashboard: run contio-pipeline publish")
+    page = data_dir / "current" / FILE
+    print(page)
+    if not no_browser and not webbrowser.open(page.as_uri()):
+        print("No browser can be opened here: copy the file to where there is one.", file=sys.stderr)
 
 
 def _write(answer: Answer, how: Format | None, to: Path | None) -> None:

@@ -42,11 +42,13 @@ def demo(
 Where things are
   {folder}/current/contio.duckdb   for SQL and BI tools, at any moment
   {folder}/current/parquet/        the same as Parquet
+  {folder}/current/dashboard.html  the same as pictures: open it in a browser
   {folder}/documents/              the documents' contents, named by their SHA-256
 
 What to do next
   ask:         CONTIO_DATA_DIR={folder} {program} query "SELECT local_date, title, minutes FROM mart.meetings LIMIT 5"
   look:        CONTIO_DATA_DIR={folder} {program} status
+               CONTIO_DATA_DIR={folder} {program} dashboard   (needs a browser)
   Dagster:     CONTIO_DATA_DIR={folder} make up, then http://127.0.0.1:3000: assets, runs, checks
   real data:   set CONTIO_CLIENT_ID and CONTIO_CLIENT_SECRET, then
                {program} login && {program} sync"""

@@ -83,7 +83,8 @@ def published_asset(settings: Settings, declared: tuple[Stream, ...]) -> dg.Asse
     @dg.asset(
         name=PUBLISHED,
         deps=[*(stream.name for stream in declared), DOCUMENT_CONTENTS.name],
-        description="The generation that `data/current` leads to: a DuckDB file and Parquet, for SQL and BI at any moment.\n\n"
+        description="The generation that `data/current` leads to, to be read at any moment: a DuckDB file and Parquet for SQL "
+        "and BI tools, a dashboard for people.\n\n"
         "It is made in any case. The step fails afterwards when the run could not make everything equal to the API.",
         dagster_type=cast("dg.DagsterType", dg.Nothing),  # so that no IO manager is called
         backfill_policy=dg.BackfillPolicy.single_run(),

@@ -1,0 +1,270 @@
+"""The dashboard: one HTML file that shows what the marts hold, and asks nobody for anything.
+
+What lives here: the numbers that it shows, added up in SQL, and putting page, script, charts and numbers into one file. What
+never does: where it is published (`publish`), what a mart is (`marts`).
+
+`page.html` is the frame, `page.js` filters and draws, `charts.js` is Vega (`notice.txt` has its licences): `hatch_build.py` makes
+it when the package is built or installed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, timedelta
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import orjson
+
+from contio_pipeline.errors import ConfigError
+from contio_pipeline.marts import MARTS, item_steps
+from contio_pipeline.workfile import literal
+
+FILE = "dashboard.html"
+
+Query = Callable[[str], list[tuple[Any, ...]]]
+
+_BEFORE, _AHEAD = 52, 4
+"""Weeks before and after this one that it shows."""
+
+_PEOPLE = 400
+_BYTES = 4_000_000
+"""At most so many people can be chosen, fewer where the page would be larger: the others are in the sums."""
+
+_ALL = -1
+
+_MADE_OF = {
+    "load": ("person_week.minutes",),
+    "people": ("person_week.minutes",),
+    "overdue": ("action_items.due_date",),
+    "done": ("action_items.completed_at",),
+    "hygiene": ("meeting_hygiene.has_notes", "meeting_hygiene.action_items"),
+    "noted_share": ("meeting_hygiene.has_notes",),
+    "items_share": ("meeting_hygiene.action_items",),
+    "linkage": ("calendar_linkage.link",),
+}
+"""What the page does not show where the publish policy drops all of these fields of marts."""
+
+
+def page(
+    query: Query,
+    mart: Callable[[str], Path],
+    now: datetime,
+    zone: str,
+    hidden: Mapping[str, str],
+) -> str:
+    """The page of what is about to be published.
+
+    Args:
+        query: runs SQL on the database that is about to be published.
+        mart: where the Parquet file of a mart is.
+        now: the time of the publication.
+        zone: IANA name of the time zone of local days.
+        hidden: `table.column` of `raw` -> what the publish policy does with it.
+
+    Raises:
+        ConfigError: this installation lacks the charts.
+    """
+    numbers = _Numbers(query, mart, now, zone, hidden)
+    people = _PEOPLE
+    while len(told := orjson.dumps(numbers.told(people))) > _BYTES and people:
+        people //= 2
+    texts = {name: _text(name) for name in ("charts.js", "page.js")}
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts.values())
+    parts = {
+        "{{hashes}}": " ".join(f"'sha256-{one}'" for one in hashes),
+        "{{data}}": told.decode().replace("<", "\\u003c"),
+        "{{charts}}": texts["charts.js"],
+        "{{script}}": texts["page.js"],
+    }
+    whole = _text("page.html")
+    for mark, part in parts.items():
+        before, found, after = whole.partition(mark)
+        if not found:
+            raise AssertionError(f"page.html lacks {mark}")
+        whole = before + part + after
+    return whole
+
+
+def _text(name: str) -> str:
+    try:
+        return (files(__package__) / name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"this installation lacks the dashboard's {name}: install it again (make install, or the wheel)"
+        ) from None
+
+
+class _Numbers:
+    """What the page shows: cells of an account, a person and a week, added up once, and told for as many people as fit."""
+
+    def __init__(
+        self, query: Query, mart: Callable[[str], Path], now: datetime, zone: str, hidden: Mapping[str, str]
+    ) -> None:
+        self._query = query
+        self._now, self._zone, self._hidden = now.astimezone(ZoneInfo(zone)), zone, hidden
+        self._today = self._now.date()
+        self._first = self._today - timedelta(days=self._today.weekday(), weeks=_BEFORE)
+        self._mart = mart
+        named = "SELECT account FROM mart.sync_health UNION SELECT _account FROM raw.accounts ORDER BY ALL"
+        self._accounts = [account for (account,) in query(named)]
+        self._add_up()
+
+    def _file(self, name: str) -> str:
+        """SQL of a mart's file: its columns cost less to read than the view to ask."""
+        return f"read_parquet({literal(str(self._mart(name)))}, hive_partitioning = false)"
+
+    def _add_up(self) -> None:
+        f = self._file
+        self._cells("meetings", self._meetings(), "meetings", "prepared", "ended", "noted", "with_items")
+        self._cells("items", self._items(), "open", "overdue", "aged", "created", "completed")
+        self._cells("ages", self._ages(), "open", "overdue")
+        self._cells("events", self._events(), "linked", "unseen", "none")
+        self._query(
+            f"""CREATE TEMP TABLE cells_load AS
+                SELECT person_id AS person, {self._week("week_start")} AS key, coalesce(minutes, 0) AS minutes,
+                    coalesce(events, 0) AS events
+                FROM {f("person_week")} WHERE {self._shown("week_start")}"""
+        )
+        named = " UNION ALL ".join(
+            f"SELECT person, count(*) AS n FROM cells_{name} GROUP BY person"
+            for name in ("load", "meetings", "items", "ages", "events")
+        )
+        self._query(
+            f"""CREATE TEMP TABLE known AS
+                SELECT id AS person, any_value(coalesce(name, email)) AS name,
+                    row_number() OVER (ORDER BY bool_or(user_id IS NOT NULL) DESC, sum(n) DESC, id) - 1 AS number
+                FROM ({named}) JOIN {f("people")} ON id = person GROUP BY id"""
+        )
+
+    def _week(self, day: str) -> str:
+        """SQL of the number of a day's week; that of the first which is shown is 0."""
+        return f"((date_trunc('week', {day})::DATE - {_sql(self._first)}) // 7)::INT"
+
+    def _shown(self, day: str) -> str:
+        end = self._first + timedelta(weeks=_BEFORE + 1 + _AHEAD)
+        return f"{day} >= {_sql(self._first)} AND {day} < {_sql(end)}"
+
+    def _cells(self, name: str, rows: str, *measures: str) -> None:
+        """Add rows (`seen_by`, `person`, `key`, measures) up: of all accounts once, and of what each sees."""
+        sums = ", ".join(f'sum("{one}")::BIGINT AS "{one}"' for one in measures)
+        of_each = "UNION ALL SELECT unnest(seen_by), * EXCLUDE (seen_by) FROM grouped" if self._accounts[1:] else ""
+        self._query(
+            f"""CREATE TEMP TABLE cells_{name} AS
+                WITH grouped AS (SELECT seen_by, person, key, {sums} FROM ({rows}) GROUP BY ALL),
+                each AS (SELECT NULL::VARCHAR AS account, * EXCLUDE (seen_by) FROM grouped {of_each})
+                SELECT account, person, key, {sums} FROM each GROUP BY ALL"""
+        )
+
+    def _meetings(self) -> str:
+        return f"""
+            SELECT m.seen_by, m.created_by_user_id AS person, {self._week("m.local_date")} AS key, 1 AS meetings,
+                c.is_prepared::INT AS prepared, (h.meeting_id IS NOT NULL)::INT AS ended,
+                coalesce(h.has_notes, false)::INT AS noted, coalesce(h.action_items > 0, false)::INT AS with_items
+            FROM (SELECT id, seen_by, created_by_user_id, local_date FROM {self._file("meetings")}
+                WHERE deleted_at IS NULL AND {self._shown("local_date")}) m
+            JOIN {self._file("context_coverage")} c ON c.meeting_id = m.id
+            LEFT JOIN {self._file("meeting_hygiene")} h ON h.meeting_id = m.id"""
+
+    def _items(self) -> str:
+        steps = item_steps(self._file("action_items"), _sql(self._today), "seen_by", "assigned_to_user_id")
+        return f"""
+            SELECT seen_by, assigned_to_user_id AS person, greatest({self._week("day")}, -1) AS key, open, overdue, aged,
+                created, completed
+            FROM ({steps}) WHERE day <= {_sql(self._today)}"""
+
+    def _ages(self) -> str:
+        today = _sql(self._today)
+        age = f"{today} - created_local_date"
+        return f"""
+            SELECT seen_by, assigned_to_user_id AS person, ({age} > 7)::INT + ({age} > 30)::INT + ({age} > 90)::INT AS key,
+                1 AS open, coalesce(due_date < {today} AND due_date >= DATE '1970-01-01', false)::INT AS overdue
+            FROM {self._file("action_items")}
+            WHERE created_local_date BETWEEN DATE '2000-01-01' AND {today}
+                AND coalesce(closed_local_date > {today}, true)"""
+
+    def _events(self) -> str:
+        return f"""
+            SELECT e.seen_by, p.person, {self._week("l.local_date")} AS key, (link = 'linked')::INT AS linked,
+                (link = 'unseen')::INT AS unseen, (link = 'none')::INT AS "none"
+            FROM (SELECT event_id, local_date, organizer_email, link FROM {self._file("calendar_linkage")}
+                WHERE {self._shown("local_date")}) l
+            JOIN {self._file("calendar_events")} e ON e.id = l.event_id
+            LEFT JOIN (SELECT id AS person, unnest(emails) AS email FROM {self._file("people")}) p
+                ON p.email = l.organizer_email"""
+
+    def told(self, most: int) -> dict[str, Any]:
+        """What the script reads, with at most so many people that can be chosen."""
+        people = self._query(f"SELECT person, name FROM known WHERE number < {most} ORDER BY number")
+        [(others,)] = self._query(f"SELECT count(*) FROM known WHERE number >= {most}")
+        number = {person: place for place, (person, _) in enumerate(people)}
+        users: dict[str, str] = dict(self._query("SELECT _account, id FROM raw.accounts"))
+        dropped = {
+            f"{mart.name}.{one.name}" for mart in MARTS for one in mart.fields if self._hidden.get(one.of) == "drop"
+        }
+        return {
+            "published": self._now.isoformat(timespec="seconds"),
+            "published_local": f"{self._now:%Y-%m-%d %H:%M}",
+            "zone": self._zone,
+            "first": self._first.isoformat(),
+            "weeks": _BEFORE + 1 + _AHEAD,
+            "now": _BEFORE,
+            "accounts": self._accounts,
+            "people": [{"id": person, "name": _label(person, name)} for person, name in people],
+            "others": others,
+            "users": [number.get(users.get(account, ""), _ALL) for account in self._accounts],
+            "hidden": [what for what, fields in _MADE_OF.items() if dropped.issuperset(fields)],
+            "load": self._load(most),
+            "meetings": self._cube("meetings", most),
+            "items": self._cube("items", most),
+            "ages": self._cube("ages", most),
+            "events": self._cube("events", most),
+            "health": self._health(),
+        }
+
+    def _cube(self, name: str, most: int) -> dict[str, list[Any]]:
+        accounts = f"[{', '.join(map(literal, self._accounts))}]::VARCHAR[]"
+        columns = [str(column) for column, *_ in self._query(f"DESCRIBE cells_{name}")][3:]
+        sums = ", ".join(f'sum("{one}")::BIGINT' for one in columns)
+        rows = self._query(
+            f"""SELECT coalesce(list_position({accounts}, account) - 1, {_ALL}) AS a,
+                    CASE WHEN number < {most} THEN number ELSE {_ALL} END AS p, key, {sums}
+                FROM cells_{name} LEFT JOIN known USING (person) GROUP BY a, p, key ORDER BY a, p, key"""
+        )
+        return {"measures": columns, **_columns(["account", "person", "key", *columns], rows)}
+
+    def _load(self, most: int) -> dict[str, list[Any]]:
+        rows = self._query(
+            f"""SELECT CASE WHEN number < {most} THEN number ELSE {_ALL} END AS p, key, round(sum(minutes), 2),
+                    sum(events)::BIGINT, count(*)
+                FROM cells_load LEFT JOIN known USING (person) GROUP BY p, key ORDER BY p, key"""
+        )
+        whole = [(*row[:2], int(row[2]) if row[2] == int(row[2]) else row[2], *row[3:]) for row in rows]
+        return _columns(["person", "key", "minutes", "events", "people"], whole)
+
+    def _health(self) -> list[dict[str, Any]]:
+        rows = self._query(
+            f"""SELECT account, stream, strftime(last_listed_at AT TIME ZONE {literal(self._zone)}, '%Y-%m-%d %H:%M'),
+                    is_complete, reason, broken_rows
+                FROM mart.sync_health ORDER BY account, stream"""
+        )
+        return [
+            dict(zip(("account", "stream", "listed", "complete", "reason", "broken"), row, strict=True)) for row in rows
+        ]
+
+
+def _sql(day: date) -> str:
+    return f"DATE {literal(day.isoformat())}"
+
+
+def _label(person: str, name: str | None) -> str:
+    """What a person is called in the list."""
+    return name or f"person {person[:12]}"
+
+
+def _columns(names: list[str], rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    return {name: [row[number] for row in rows] for number, name in enumerate(names)}

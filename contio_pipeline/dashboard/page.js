@@ -1,0 +1,446 @@
+"use strict";
+// What the page does with its data: filters add up cells, charts and tables show the sums. Text is set as text, never as markup.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const ALL = -1;
+  const ONE = "var(--one)", TWO = "var(--two)", THREE = "var(--three)";
+  const DAY = 86400000;
+  const at = (id) => document.getElementById(id);
+  const make = (tag, properties = {}, ...inside) => {
+    const made = Object.assign(document.createElement(tag), properties);
+    made.append(...inside);
+    return made;
+  };
+  const monday = (week) => new Date(Date.parse(data.first) + week * 7 * DAY).toISOString().slice(0, 10);
+  const weekOf = (day) => Math.floor((Date.parse(day) - Date.parse(data.first)) / (7 * DAY));
+  const round = (number, digits = 1) => (Number.isFinite(number) ? Number(number.toFixed(digits)) : null);
+  const share = (part, whole) => (whole ? round((100 * part) / whole) : null);
+  const said = (value) => (value === null || value === undefined ? "–" : typeof value === "number" ? value.toLocaleString("en") : value);
+
+  // Filters -----------------------------------------------------------------------------------------------------------
+
+  const start = { from: Math.max(0, data.now - 12), until: data.now, person: ALL, account: ALL };
+  const state = { ...start };
+
+  function fromAddress() {
+    const asked = new URLSearchParams(location.hash.slice(1));
+    Object.assign(state, start);
+    for (const name of ["from", "until"]) {
+      const week = weekOf(asked.get(name) ?? "");
+      if (week >= 0 && week < data.weeks) state[name] = week;
+    }
+    state.until = Math.max(state.from, state.until);
+    for (const [name, known] of [["person", data.people.map((one) => one.id)], ["account", data.accounts.length > 1 ? data.accounts : []]]) {
+      state[name] = known.indexOf(asked.get(name));
+    }
+  }
+
+  function toAddress() {
+    const asked = new URLSearchParams({ from: monday(state.from), until: monday(state.until) });
+    if (state.person !== ALL) asked.set("person", data.people[state.person].id);
+    if (state.account !== ALL) asked.set("account", data.accounts[state.account]);
+    history.replaceState(null, "", `#${asked}`);
+  }
+
+  function showFilters() {
+    at("from").value = monday(state.from);
+    at("until").value = new Date(Date.parse(monday(state.until)) + 6 * DAY).toISOString().slice(0, 10);
+    at("person").value = state.person;
+    at("account").value = state.account;
+    const weeks = String(state.until - state.from + 1);
+    const preset = [...at("period").options].some((one) => one.value === weeks);
+    at("period").value = state.until === data.now && preset ? weeks : "";
+    const who = state.person === ALL ? "everyone" : data.people[state.person].name;
+    const through = state.account === ALL ? "all accounts" : `account ${data.accounts[state.account]}`;
+    at("chosen").textContent = `Shown: ${at("from").value} to ${at("until").value}, ${who}, ${through}.`;
+  }
+
+  /** Sums of the cube's measures for each week (or other key) that is asked for. */
+  function sums(cube, keys) {
+    const added = new Map(keys.map((key) => [key, Object.fromEntries(cube.measures.map((name) => [name, 0]))]));
+    const { account, person, key } = cube;
+    for (let cell = 0; cell < key.length; cell++) {
+      if (account[cell] !== state.account || (state.person !== ALL && person[cell] !== state.person)) continue;
+      const sum = added.get(key[cell]);
+      if (sum) for (const name of cube.measures) sum[name] += cube[name][cell];
+    }
+    return keys.map((key) => ({ key, ...added.get(key) }));
+  }
+
+  const weeks = () => Array.from({ length: state.until - state.from + 1 }, (_, number) => state.from + number);
+
+  // Charts ------------------------------------------------------------------------------------------------------------
+
+  const drawn = new Map(); // section -> what ends its chart
+  let refreshed; // when all charts of the latest choice are drawn
+  const CONFIG = {
+    background: null,
+    font: "system-ui, sans-serif",
+    view: { stroke: null },
+    axis: {
+      labelColor: "var(--muted)", titleColor: "var(--muted)", gridColor: "var(--grid)", domainColor: "var(--line)", tickColor: "var(--line)",
+      labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal",
+    },
+  };
+  const X = {
+    field: "week", type: "ordinal", title: null, sort: null,
+    axis: { labelExpr: "utcFormat(toDate(datum.value), '%-d %b')", labelAngle: 0, labelOverlap: "greedy", labelSeparation: 6, labelPadding: 6, ticks: false },
+  };
+
+  const TOLD = { tooltip: { field: "told" }, description: { field: "told" } };
+  const WHOLE = { events: { tickMinStep: 1 }, "action items": { tickMinStep: 1 } };
+
+  /** A chart of series over weeks; `rows` have `week` and the series' fields. */
+  function overWeeks(rows, series, unit, mark) {
+    const long = rows.flatMap(({ week, ...row }) => series.map(({ field, name }) => ({ week, what: name, value: row[field], told: `${name}, week of ${week}: ${said(row[field])} ${unit}` })));
+    const names = series.map((one) => one.name);
+    const color = { field: "what", type: "nominal", legend: null, scale: { domain: names, range: series.map((one) => one.color) } };
+    const dash = { field: "what", type: "nominal", legend: null, scale: { domain: names, range: [[1, 0], [6, 3], [2, 2]] } };
+    const y = { field: "value", type: "quantitative", title: unit, axis: { tickCount: 5, ...WHOLE[unit] }, ...(unit === "%" ? { scale: { domain: [0, 100] } } : {}) };
+    const encoding = { x: X, y, color, ...TOLD };
+    const marks = {
+      bars: { mark: "bar", encoding },
+      beside: { mark: "bar", encoding: { ...encoding, xOffset: { field: "what", type: "nominal", sort: names } } },
+      lines: {
+        encoding,
+        layer: [{ mark: { type: "line", strokeWidth: 2, aria: false }, encoding: { strokeDash: dash } }, { mark: { type: "point", filled: true, size: 45, opacity: 1 } }],
+      },
+    };
+    return { data: { values: long }, height: 220, ...marks[mark] };
+  }
+
+  function key(series) {
+    const swatch = (color) => {
+      const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+      const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+      for (const [name, value] of Object.entries({ width: 14, height: 14, "aria-hidden": true })) svg.setAttribute(name, value);
+      for (const [name, value] of Object.entries({ width: 14, height: 14, fill: color })) rect.setAttribute(name, value);
+      svg.append(rect);
+      return svg;
+    };
+    return make("ul", { className: "key" }, ...series.map(({ name, color }) => make("li", {}, swatch(color), name)));
+  }
+
+  function table(columns, rows) {
+    const cell = (tag, value, scope) => make(tag, { textContent: said(value), ...(scope ? { scope } : {}) });
+    const head = make("tr", {}, ...columns.map((name) => cell("th", name, "col")));
+    const body = rows.map((row) => make("tr", {}, ...row.map((value, number) => (number ? cell("td", value) : cell("th", value, "row")))));
+    return make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
+  }
+
+  const scroll = (name, inside) => {
+    const region = make("div", { className: "scroll", tabIndex: 0 }, inside);
+    region.setAttribute("role", "region");
+    region.setAttribute("aria-label", name);
+    return region;
+  };
+
+  /** Draw one of SECTIONS: what it shows of the state that is chosen. */
+  function draw(id, { title, wide, doc, show }) {
+    let section = at(id);
+    if (!section) {
+      section = make("section", { id, className: wide ? "wide" : "" });
+      section.setAttribute("aria-labelledby", `${id}-title`);
+      section.append(make("h2", { id: `${id}-title`, textContent: title }), make("div"));
+      at("charts").append(section);
+    }
+    drawn.get(id)?.();
+    drawn.delete(id);
+    const open = section.querySelector("details")?.open ?? false;
+    const figure = make("figure", {}, make("figcaption", { textContent: doc }));
+    section.lastChild.replaceWith(figure);
+    if (data.hidden.includes(id)) {
+      figure.append(make("p", { textContent: "Not shown: the publish policy hides what it is made of." }));
+      return;
+    }
+    const { spec, series = [], columns, rows = [], empty } = show();
+    if (empty || rows.every(([, ...values]) => !values.some(Boolean))) {
+      figure.append(make("p", { textContent: empty ?? "There is nothing to show." }));
+      return;
+    }
+    if (series.length > 1) figure.append(key(series));
+    const chart = make("div", { className: "chart" });
+    const numbers = make("details", { open }, make("summary", { textContent: "The numbers" }), scroll(`${title}, the numbers`, table(columns, rows)));
+    figure.append(chart, numbers);
+    const description = `${title}. ${doc} The numbers follow as a table.`;
+    const whole = { ...spec, width: "container", autosize: { type: "fit-x", contains: "padding" }, config: CONFIG, description };
+    return vegaEmbed(chart, whole, { mode: "vega-lite", renderer: "svg", actions: false, hover: false, defaultStyle: false }).then(({ finalize }) => {
+      if (chart.isConnected) drawn.set(id, finalize);
+      else finalize(); // another choice was made meanwhile
+    });
+  }
+
+  // What is shown -----------------------------------------------------------------------------------------------------
+
+  const NOBODY = { cells: [], empty: "Nothing is known of the account's user." };
+
+  /** Cells of the load: whose they are is the person that is chosen, else the account's user, else everyone. */
+  function load() {
+    const { person, key, minutes, events, people } = data.load;
+    const whose = state.person !== ALL ? state.person : state.account === ALL ? null : data.users[state.account];
+    if (whose === ALL) return NOBODY;
+    const cells = [];
+    for (let cell = 0; cell < key.length; cell++) {
+      if ((whose === null || person[cell] === whose) && key[cell] >= state.from && key[cell] <= state.until) {
+        cells.push({ person: person[cell], week: key[cell], minutes: minutes[cell], events: events[cell], people: people[cell] });
+      }
+    }
+    return { cells };
+  }
+
+  const loadByWeek = (cells) =>
+    weeks().map((week) => {
+      const of = cells.filter((one) => one.week === week);
+      const [minutes, events, people] = ["minutes", "events", "people"].map((name) => of.reduce((sum, one) => sum + one[name], 0));
+      return { week: monday(week), people, events, hours: round(minutes / 60, 2), each: people ? round(minutes / 60 / people, 2) : 0 };
+    });
+
+  function shares(series, unit, measures, kind) {
+    return () => {
+      const rows = sums(data.meetings, weeks()).map((one) => ({ week: monday(one.key), ...one }));
+      for (const row of rows) for (const { field, of, by } of measures) row[field] = share(row[of], row[by]);
+      const [{ by }] = measures;
+      return {
+        spec: overWeeks(rows, series, unit, kind), series,
+        columns: ["week of", "meetings", ...series.flatMap((one) => [one.name, `${one.name}, %`])],
+        rows: rows.map((row) => [row.week, row[by], ...measures.flatMap(({ field, of }) => [row[of], row[field]])]),
+      };
+    };
+  }
+
+  const AGES = ["up to 7 days", "8 to 30 days", "31 to 90 days", "over 90 days"];
+  const OPEN = [{ field: "open", name: "open", color: ONE }, { field: "overdue", name: "overdue", color: TWO }, { field: "aged", name: "open for over 30 days", color: THREE }]
+    .filter(({ field }) => field !== "overdue" || !data.hidden.includes("overdue"));
+  const DONE = [{ field: "created", name: "created", color: ONE }, { field: "completed", name: "completed", color: THREE }];
+  const LINKS = [
+    { field: "linked", name: "has its Contio meeting", color: ONE }, { field: "unseen", name: "names a meeting that no account sees", color: TWO },
+    { field: "none", name: "names none", color: THREE },
+  ];
+  const NOTES = [{ field: "noted_share", name: "with notes", color: ONE }, { field: "items_share", name: "with action items", color: TWO }]
+    .filter(({ field }) => !data.hidden.includes(field));
+  const NOTED = [{ field: "noted_share", of: "noted", by: "ended" }, { field: "items_share", of: "with_items", by: "ended" }]
+    .filter(({ field }) => !data.hidden.includes(field));
+  const PREPARED = [{ field: "prepared_share", name: "prepared", color: ONE }];
+
+  /** What there was to do at the end of each week (of today, in this one): all that came before, added up. */
+  function openItems() {
+    const all = sums(data.items, Array.from({ length: data.now + 2 }, (_, number) => number - 1));
+    const left = { open: 0, overdue: 0, aged: 0 };
+    return all.map((one) => {
+      for (const name of Object.keys(left)) left[name] += one[name];
+      return { week: one.key < 0 ? "" : monday(one.key), number: one.key, ...left };
+    });
+  }
+
+  const SECTIONS = {
+    load: {
+      title: "Hours in meetings, by week",
+      doc: "Hours per person with at least one meeting in that week; overlaps count once. Person: whose week it is. Account: its user.",
+      show: () => {
+        const { cells, empty } = load();
+        if (empty) return { empty };
+        const rows = loadByWeek(cells);
+        return {
+          spec: overWeeks(rows, [{ field: "each", name: "hours per person", color: ONE }], "hours", "bars"),
+          columns: ["week of", "people", "hours", "hours per person", "events"],
+          rows: rows.map((row) => [row.week, row.people, row.hours, row.each, row.events]),
+        };
+      },
+    },
+    people: {
+      title: "Hours in meetings, by person and week",
+      doc: "The 20 people with most hours in the period; the stronger, the more. Person: whose week it is. Account: its user.",
+      show: () => {
+        const { cells, empty } = load();
+        if (empty) return { empty };
+        const total = new Map();
+        for (const one of cells) if (one.person !== ALL) total.set(one.person, (total.get(one.person) ?? 0) + one.minutes);
+        const most = [...total].sort((a, b) => b[1] - a[1]).slice(0, 20).map(([person]) => person);
+        const hours = new Map(cells.map((one) => [`${one.person} ${one.week}`, round(one.minutes / 60, 2)]));
+        const name = (person) => data.people[person].name;
+        const values = most.flatMap((person) => weeks().map((week) => {
+          const spent = hours.get(`${person} ${week}`) ?? 0;
+          return { person: String(person), week: monday(week), hours: spent, told: `${name(person)}, week of ${monday(week)}: ${said(spent)} hours` };
+        }));
+        const labels = Object.fromEntries(most.map((person) => [person, name(person)]));
+        return {
+          spec: {
+            data: { values }, height: 20 * most.length,
+            mark: { type: "rect", color: ONE, stroke: "var(--card)" },
+            encoding: {
+              x: X,
+              y: { field: "person", type: "nominal", title: null, sort: null, axis: { labelExpr: `${JSON.stringify(labels)}[datum.value]`, labelLimit: innerWidth < 600 ? 90 : 170, ticks: false } },
+              fillOpacity: { field: "hours", type: "quantitative", legend: null, scale: { domainMin: 0, range: [0.04, 1] } },
+              ...TOLD,
+            },
+          },
+          columns: ["person", "hours in all", ...weeks().map(monday)],
+          rows: most.map((person) => [name(person), round(total.get(person) / 60, 2), ...weeks().map((week) => hours.get(`${person} ${week}`) ?? 0)]),
+        };
+      },
+    },
+    open: {
+      title: "Action items: open and overdue",
+      doc: "At the end of each week; of today, in this one. Person: who is to do it. Account: of what it sees today.",
+      show: () => {
+        const rows = openItems().filter((one) => one.number >= state.from && one.number <= state.until);
+        return {
+          spec: overWeeks(rows, OPEN, "action items", "lines"), series: OPEN,
+          columns: ["week of", ...OPEN.map((one) => one.name)], rows: rows.map((row) => [row.week, ...OPEN.map(({ field }) => row[field])]),
+        };
+      },
+    },
+    ages: {
+      title: "Action items: how old are those that are open?",
+      doc: "Today, whatever the period. Person: who is to do it. Account: of what it sees.",
+      show: () => {
+        const rows = sums(data.ages, [0, 1, 2, 3]).map((one) => ({ ...one, age: AGES[one.key], later: one.open - one.overdue }));
+        const series = data.hidden.includes("overdue") ? [{ field: "open", name: "open", color: ONE }]
+          : [{ field: "overdue", name: "overdue", color: TWO }, { field: "later", name: "not overdue", color: ONE }];
+        const values = rows.flatMap((row) => series.map(({ field, name }) => ({ age: row.age, what: name, value: row[field], told: `${name}, for ${row.age}: ${said(row[field])}` })));
+        const names = series.map((one) => one.name);
+        return {
+          spec: {
+            data: { values }, height: 220, mark: "bar",
+            encoding: {
+              y: { field: "age", type: "ordinal", sort: AGES, title: null, axis: { ticks: false } },
+              x: { field: "value", type: "quantitative", title: "action items", axis: { tickCount: 5, tickMinStep: 1 } },
+              color: { field: "what", type: "nominal", legend: null, scale: { domain: names, range: series.map((one) => one.color) } },
+              ...TOLD,
+            },
+          },
+          series, columns: ["open for", ...names], rows: rows.map((row) => [row.age, ...series.map(({ field }) => row[field])]),
+        };
+      },
+    },
+    done: {
+      title: "Action items: created and completed",
+      doc: "In each week. Person: who is to do it. Account: of what it sees today.",
+      show: () => {
+        const rows = sums(data.items, weeks()).map((one) => ({ week: monday(one.key), ...one }));
+        return {
+          spec: overWeeks(rows, DONE, "action items", "beside"), series: DONE,
+          columns: ["week of", "created", "completed"], rows: rows.map((row) => [row.week, row.created, row.completed]),
+        };
+      },
+    },
+    hygiene: {
+      title: "Hygiene: what meetings left behind",
+      doc: "Of the meetings that have ended, those with summary notes, and those with action items. Person: who created the meeting. Account: of what it sees.",
+      show: shares(NOTES, "%", NOTED, "lines"),
+    },
+    coverage: {
+      title: "Context: were meetings prepared?",
+      doc: "Meetings with a context document before they began; only those that this application uploaded are known. Person: who created the meeting. Account: of what it sees.",
+      show: shares(PREPARED, "%", [{ field: "prepared_share", of: "prepared", by: "meetings" }], "bars"),
+    },
+    linkage: {
+      title: "Calendar: which events have a Contio meeting?",
+      doc: "Events of the calendars that are read. Person: who organizes. Account: of what it sees.",
+      show: () => {
+        const rows = sums(data.events, weeks()).map((one) => ({ week: monday(one.key), ...one }));
+        return {
+          spec: overWeeks(rows, LINKS, "events", "bars"), series: LINKS,
+          columns: ["week of", ...LINKS.map((one) => one.name)], rows: rows.map((row) => [row.week, ...LINKS.map(({ field }) => row[field])]),
+        };
+      },
+    },
+  };
+
+  function figures() {
+    const { cells } = load();
+    const now = openItems().at(-1);
+    const met = sums(data.meetings, weeks()).reduce((all, one) => Object.fromEntries(Object.keys(one).map((name) => [name, (all[name] ?? 0) + one[name]])), {});
+    const events = sums(data.events, weeks()).reduce((all, one) => ({ linked: all.linked + one.linked, all: all.all + one.linked + one.unseen + one.none }), { linked: 0, all: 0 });
+    const minutes = cells.reduce((sum, one) => sum + one.minutes, 0);
+    const personWeeks = cells.reduce((sum, one) => sum + one.people, 0);
+    const percent = (value) => (value === null ? "–" : `${value} %`);
+    const shown = [
+      ["load", "hours in meetings per person and week", said(personWeeks ? round(minutes / 60 / personWeeks) : null)],
+      ["open", "action items open today", said(now.open)],
+      ["overdue", "of them overdue", said(now.overdue)],
+      ["noted_share", "ended meetings with notes", percent(share(met.noted, met.ended))],
+      ["coverage", "meetings prepared", percent(share(met.prepared, met.meetings))],
+      ["linkage", "events with their meeting", percent(share(events.linked, events.all))],
+    ];
+    at("figures").replaceChildren(
+      ...shown.filter(([id]) => !data.hidden.includes(id)).map(([id, name, value]) => make("div", { id: `figure-${id}` }, make("dt", { textContent: name }), make("dd", { textContent: value }))),
+    );
+  }
+
+  function health() {
+    const rows = data.health.filter((one) => state.account === ALL || one.account === data.accounts[state.account]);
+    const bad = rows.filter((one) => !one.complete);
+    const body = [...bad, ...rows.filter((one) => one.complete)].map((one) =>
+      make("tr", {}, make("th", { scope: "row", textContent: one.account }), make("td", { textContent: one.stream }),
+        make("td", { className: one.complete ? "good" : "bad", textContent: one.complete ? "complete" : "NOT complete" }),
+        ...[one.reason ?? "", one.listed ?? "never", said(one.broken)].map((text) => make("td", { textContent: text }))),
+    );
+    const head = ["account", "stream", "state", "why not, and what to do", `last listed (${data.zone})`, "broken rows"];
+    const grid = make("table", { className: "words" }, make("thead", {}, make("tr", {}, ...head.map((name) => make("th", { scope: "col", textContent: name })))), make("tbody", {}, ...body));
+    const told = bad.length ? `${bad.length} of ${rows.length} are not complete.` : `All ${rows.length} are complete.`;
+    const section = at("health") ?? make("section", { id: "health", className: "wide" });
+    section.setAttribute("aria-labelledby", "health-title");
+    section.replaceChildren(
+      make("h2", { id: "health-title", textContent: "Syncs: how far can this be relied on?" }), make("p", { className: bad.length ? "bad" : "good", textContent: told }),
+      scroll("Syncs, each account and stream", grid),
+    );
+    at("charts").append(section);
+  }
+
+  function tell() {
+    const hours = (Date.now() - Date.parse(data.published)) / 3600000;
+    const age = hours < 1 ? "less than an hour ago" : hours < 48 ? `${Math.floor(hours)} h ago` : `${Math.floor(hours / 24)} days ago`;
+    const bad = data.health.filter((one) => !one.complete).length;
+    at("told").replaceChildren(
+      make("span", { className: hours > 48 ? "bad" : "", textContent: `As of ${data.published_local} (${data.zone}), ${age}. ` }),
+      make("a", { href: "#health", className: bad ? "bad" : "", textContent: bad ? `${bad} of ${data.health.length} parts are not complete.` : "Everything is complete." }),
+      ...(data.others ? [` ${said(data.others)} more people are in the sums, not in the list.`] : []),
+    );
+  }
+
+  function refresh() {
+    toAddress();
+    showFilters();
+    figures();
+    document.body.ariaBusy = "true";
+    const charts = Object.entries(SECTIONS).map(([id, section]) => draw(id, section));
+    health();
+    const last = Promise.all(charts).then(() => {
+      if (last === refreshed) document.body.ariaBusy = "false";
+    });
+    refreshed = last;
+  }
+
+  const option = (value, text) => make("option", { value, textContent: text });
+  at("person").append(option(ALL, "everyone"), ...data.people.map((one, number) => option(number, one.name)));
+  at("account").append(option(ALL, "all accounts"), ...(data.accounts.length > 1 ? data.accounts : []).map((name, number) => option(number, name)));
+  at("from").min = at("until").min = data.first;
+  at("from").max = at("until").max = new Date(Date.parse(monday(data.weeks)) - DAY).toISOString().slice(0, 10);
+  at("filters").addEventListener("change", ({ target }) => {
+    if (target.id === "person" || target.id === "account") state[target.id] = Number(target.value);
+    else if (target.id === "period") {
+      if (target.value) Object.assign(state, { until: data.now, from: Math.max(0, data.now + 1 - Number(target.value)) });
+    } else {
+      const week = weekOf(target.value);
+      if (!Number.isFinite(week)) return;
+      state[target.id] = Math.min(Math.max(week, 0), data.weeks - 1);
+      if (state.from > state.until) state[target.id === "from" ? "until" : "from"] = state[target.id];
+    }
+    refresh();
+  });
+  at("filters").addEventListener("submit", (event) => event.preventDefault());
+  at("filters").addEventListener("reset", (event) => {
+    event.preventDefault();
+    Object.assign(state, start);
+    refresh();
+  });
+  addEventListener("hashchange", () => {
+    if (!location.hash.includes("from=")) return; // a link within the page
+    fromAddress();
+    refresh();
+  });
+  fromAddress();
+  tell();
+  refresh();
+})();
