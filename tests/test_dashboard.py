@@ -391,7 +391,7 @@ def test_in_print_there_are_charts_and_no_filters(year: Place, new_page: Callabl
 
 @pytest.mark.browser
 def test_nothing_that_the_api_says_becomes_markup(place: Place, new_page: Callable[..., Page]) -> None:
-    evil = """</script><script>document.title='taken'</script><img src=x onerror="document.title='taken'">'"`${1}"""
+    evil = """</script><script>document.title='taken'</script><img src=x onerror="document.title='taken'">'"`${1}{{charts}}"""
     attendee = {"email": "e@example.com", "name": evil, "type": "required", "status": "accepted"}
     for day in range(1, 4):
         place.world.insert(
@@ -441,10 +441,11 @@ def test_where_nothing_is_known_it_says_so(new_place: Callable[..., Place], new_
     assert page.locator("#account option").all_text_contents() == ["all accounts"]
 
 
-def test_where_people_are_too_many_the_rest_is_in_the_sums(year: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = numbers(published(year.settings))
+@pytest.mark.synced
+def test_where_people_are_too_many_the_rest_is_in_the_sums(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = numbers(published(place.settings))
     monkeypatch.setattr(dashboard, "_BYTES", len(json.dumps(whole)) * 2 // 3)
-    less = numbers(published(year.settings))
+    less = numbers(published(place.settings))
     assert 0 < len(less["people"]) < len(whole["people"])
     assert less["others"] + len(less["people"]) == len(whole["people"])
     for cube in ("meetings", "items", "ages", "events"):
@@ -454,6 +455,22 @@ def test_where_people_are_too_many_the_rest_is_in_the_sums(year: Place, monkeypa
         assert by_key(less["load"] | {"account": less["load"]["key"]}, measure) == by_key(
             whole["load"] | {"account": whole["load"]["key"]}, measure
         )
+
+
+def test_people_of_one_name_are_told_apart_and_hashes_are_told_in_short(place: Place) -> None:
+    for number in (1, 2):
+        person = {"email": f"kim{number}@example.com", "name": "Kim", "type": "required", "status": "accepted"}
+        place.world.insert(
+            "calendar_events", attendees=[person], organizer={"email": "nobody@example.com", "name": ""},
+            start_time=f"2026-11-0{number}T09:00:00Z", end_time=f"2026-11-0{number}T10:00:00Z",
+        )  # fmt: skip
+    place.sync()
+    names = {one["name"] for one in numbers(published(place.settings))["people"]}
+    assert names >= {"Ana", "Kim (kim1@example.com)", "Kim (kim2@example.com)", "nobody@example.com"}
+    place.overrides |= {"privacy": "strict", "hash_salt": "0123456789abcdef0123456789abcdef"}
+    names = {one["name"] for one in numbers(published(place.settings))["people"]}
+    assert len(names) > 10
+    assert all(re.fullmatch("person [0-9a-f]{8}", name) for name in names)
 
 
 def numbers(generation: Generation) -> dict[str, Any]:
@@ -470,31 +487,33 @@ def by_key(cube: dict[str, Any], measure: str) -> Counter[tuple[Any, ...]]:
     return sums
 
 
-def test_an_installation_without_charts_says_what_to_do(year: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = current(year.settings.data_dir).name
+@pytest.mark.synced
+def test_an_installation_without_charts_says_what_to_do(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = current(place.settings.data_dir).name
     monkeypatch.setattr(dashboard, "files", lambda _package: Path("/nowhere"))
     with pytest.raises(ConfigError, match=r"charts\.js: install it again \(make install"):
-        published(year.settings)
-    assert current(year.settings.data_dir).name == before
+        published(place.settings)
+    assert current(place.settings.data_dir).name == before
 
 
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_opens_it_in_the_browser(year: Place, tmp_path: Path) -> None:
-    published(year.settings)
+@pytest.mark.synced
+def test_the_command_opens_it_in_the_browser(place: Place, tmp_path: Path) -> None:
+    published(place.settings)
     browser, opened = tmp_path / "browser", tmp_path / "opened"
     browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
     browser.chmod(0o755)
     command = [sys.executable, "-m", "contio_pipeline", "dashboard"]
-    environment = year.environment | {"BROWSER": f"{browser} %s"}
-    link = year.settings.data_dir / "current" / "dashboard.html"
+    environment = place.environment | {"BROWSER": f"{browser} %s"}
+    link = place.settings.data_dir / "current" / "dashboard.html"
     for options, told_to in (([], f"{link.as_uri()}\n"), (["--no-browser"], "")):
         opened.write_text("")
         done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=True)
         assert (done.stdout, done.stderr) == (f"{link}\n", "")
         assert opened.read_text() == told_to
-    folder = current(year.settings.data_dir).folder
+    folder = current(place.settings.data_dir).folder
     folder.chmod(0o755)
     (folder / "dashboard.html").unlink()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, timedelta
 from importlib.resources import files
@@ -76,18 +78,12 @@ def page(
     texts = {name: _text(name) for name in ("charts.js", "page.js")}
     hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts.values())
     parts = {
-        "{{hashes}}": " ".join(f"'sha256-{one}'" for one in hashes),
-        "{{data}}": told.decode().replace("<", "\\u003c"),
-        "{{charts}}": texts["charts.js"],
-        "{{script}}": texts["page.js"],
+        "hashes": " ".join(f"'sha256-{one}'" for one in hashes),
+        "data": told.decode().replace("<", "\\u003c"),
+        "charts": texts["charts.js"],
+        "script": texts["page.js"],
     }
-    whole = _text("page.html")
-    for mark, part in parts.items():
-        before, found, after = whole.partition(mark)
-        if not found:
-            raise AssertionError(f"page.html lacks {mark}")
-        whole = before + part + after
-    return whole
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _text("page.html"))
 
 
 def _text(name: str) -> str:
@@ -136,7 +132,7 @@ class _Numbers:
         )
         self._query(
             f"""CREATE TEMP TABLE known AS
-                SELECT id AS person, any_value(coalesce(name, email)) AS name,
+                SELECT id AS person, any_value(name) AS name, any_value(email) AS email,
                     row_number() OVER (ORDER BY bool_or(user_id IS NOT NULL) DESC, sum(n) DESC, id) - 1 AS number
                 FROM ({named}) JOIN {f("people")} ON id = person GROUP BY id"""
         )
@@ -199,9 +195,10 @@ class _Numbers:
 
     def told(self, most: int) -> dict[str, Any]:
         """What the script reads, with at most so many people that can be chosen."""
-        people = self._query(f"SELECT person, name FROM known WHERE number < {most} ORDER BY number")
+        people = self._query(f"SELECT person, name, email FROM known WHERE number < {most} ORDER BY number")
+        namesakes = Counter(name for _, name, _ in people)
         [(others,)] = self._query(f"SELECT count(*) FROM known WHERE number >= {most}")
-        number = {person: place for place, (person, _) in enumerate(people)}
+        number = {person: place for place, (person, *_) in enumerate(people)}
         users: dict[str, str] = dict(self._query("SELECT _account, id FROM raw.accounts"))
         dropped = {
             f"{mart.name}.{one.name}" for mart in MARTS for one in mart.fields if self._hidden.get(one.of) == "drop"
@@ -214,7 +211,10 @@ class _Numbers:
             "weeks": _BEFORE + 1 + _AHEAD,
             "now": _BEFORE,
             "accounts": self._accounts,
-            "people": [{"id": person, "name": _label(person, name)} for person, name in people],
+            "people": [
+                {"id": person, "name": _label(person, name, email, alone=namesakes[name] == 1)}
+                for person, name, email in people
+            ],
             "others": others,
             "users": [number.get(users.get(account, ""), _ALL) for account in self._accounts],
             "hidden": [what for what, fields in _MADE_OF.items() if dropped.issuperset(fields)],
@@ -261,9 +261,12 @@ def _sql(day: date) -> str:
     return f"DATE {literal(day.isoformat())}"
 
 
-def _label(person: str, name: str | None) -> str:
-    """What a person is called in the list."""
-    return name or f"person {person[:12]}"
+def _label(person: str, name: str | None, email: str | None, *, alone: bool) -> str:
+    """What a person is called: by the name, with more where others have the same; hashes are told in short."""
+    more = email if email and "@" in email else f"person {person[:8]}"
+    if not name:
+        return more
+    return name if alone else f"{name} ({more})"
 
 
 def _columns(names: list[str], rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
