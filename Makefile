@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The published file is opened with these too (tests/test_readers.py); wheels go beside the environment, not into it.
 READERS := 1.2.2 1.3.2 1.4.4 2.0.0
+# So is SQLAlchemy's older dialect, which Superset has, with the last SQLAlchemy that it works with and with Superset's.
+SQLALCHEMYS := 1.4.54 2.0.44
 WORKERS ?= 2
 
 .PHONY: help install demo up test test-nights torture bench growth test-duckdb2 test-browser check format dictionary lock clean
@@ -23,6 +25,12 @@ help: ## what the targets do
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/duckdb-$* duckdb==$*
 	@touch $@
 
+.venv/duckdb-engine-%/installed: | .venv/installed
+	@echo "Installing duckdb-engine with SQLAlchemy $* to read with …"
+	@rm -rf .venv/duckdb-engine-$*
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/duckdb-engine-$* duckdb-engine==0.17.0 sqlalchemy==$*
+	@touch $@
+
 install: .venv/installed ## make .venv with the locked dependencies and the contio-pipeline command
 	@$(BIN)/python -m compileall -q contio_pipeline dagster_project # once, also where Python is told to keep no bytecode
 
@@ -32,13 +40,13 @@ demo: install ## sync a year of meetings from a sandbox API into data/demo, by D
 up: install ## Dagster's UI and daemon on data/, until Ctrl-C (ARGS="--port 3001")
 	@exec $(BIN)/python -m dagster_project $(ARGS)
 
-test: install $(READERS:%=.venv/duckdb-%/installed) ## run the tests
+test: install $(READERS:%=.venv/duckdb-%/installed) $(SQLALCHEMYS:%=.venv/duckdb-engine-%/installed) ## run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not browser and not slow" $(ARGS)
 
 test-browser: install ## run the tests that need Chromium (Debian: apt-get install chromium)
 	@$(BIN)/python -m pytest -m browser $(ARGS)
 
-test-nights: install ## run real nights: UI, daemon and schedules, each minute a night
+test-nights: install ## run what takes minutes: real nights of UI, daemon and schedules; readers through 200 publications
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 torture: install ## kill -9 syncs, publishes and refreshes at random instants, 200 times (ARGS="--kills 1000")

@@ -126,7 +126,7 @@ def ask(generation: Generation, sql: str) -> Answer:
     """Run one SQL statement on a generation, read-only; times are aware datetimes in UTC.
 
     Raises:
-        ConfigError: the statement is wrong, or returns no rows.
+        ConfigError: the statement is wrong, or returns no rows; or this process has the file open in another way.
         StorageError: the published file is damaged.
     """
     try:
@@ -135,6 +135,10 @@ def ask(generation: Generation, sql: str) -> Answer:
     except UnicodeEncodeError:
         raise ConfigError(
             "the statement is not text in the encoding of this terminal (look at LANG and LC_ALL)"
+        ) from None
+    except duckdb.ConnectionException as error:
+        raise ConfigError(
+            f"this process has {generation.database} open already: ask by that connection ({error})"
         ) from None
     except duckdb.Error as error:
         raise StorageError(f"{generation.database} is damaged ({error}): run contio-pipeline publish") from None
@@ -208,5 +212,8 @@ class Current:
 
     @property
     def folder(self) -> Path:
-        """The folder of the generation that is current now, resolved: for Parquet, and what else is in it."""
+        """The folder of the generation that is current now, resolved: for Parquet, and what else is in it.
+
+        Something may be published between this and `connection`: what must be of one state is read through one of them.
+        """
         return current(self.data_dir).folder

@@ -419,6 +419,8 @@ def _make_marts(
 ) -> None:
     """Put the marts and what they mean into the copy that is to be published; `kept` are files of those that did not change."""
     with warehouse.scratch() as connection:
+        # Metadata that a checkpoint passes on as they were, some DuckDBs before 1.4 cannot load: this one writes all anew.
+        connection.execute("SET experimental_metadata_reuse = false")
         attach(connection, database, "published")
         connection.execute("USE published")
         connection.execute("CREATE SCHEMA mart")
