@@ -5,9 +5,11 @@ BIN := .venv/bin
 READERS := 1.2.2 1.3.2 1.4.4 2.0.0
 # So is SQLAlchemy's older dialect, which Superset has, with the last SQLAlchemy that it works with and with Superset's.
 SQLALCHEMYS := 1.4.54 2.0.44
+# Superset 6.1.0 does not say that it needs rich and cachetools, nor that a newer Flask-Caching breaks it.
+SUPERSET := apache-superset==6.1.0 'flask-caching<2.4' rich cachetools duckdb-engine==0.17.0 duckdb==2.0.1
 WORKERS ?= 2
 
-.PHONY: help install demo up test test-nights torture bench growth test-duckdb2 test-browser check format dictionary lock clean
+.PHONY: help install demo up test test-nights torture superset bench growth test-duckdb2 test-browser check format dictionary lock clean
 help: ## what the targets do
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
@@ -51,6 +53,15 @@ test-nights: install ## run what takes minutes: real nights of UI, daemon and sc
 
 torture: install ## kill -9 syncs, publishes and refreshes at random instants, 200 times (ARGS="--kills 1000")
 	@PYTHONPATH=tests $(BIN)/python tests/torture.py $(ARGS)
+
+.venv/superset/installed: | .venv/installed
+	@echo "Installing Superset …"
+	@rm -rf .venv/superset && $(BIN)/python -m venv .venv/superset
+	@.venv/superset/bin/python -m pip install --quiet --disable-pip-version-check $(SUPERSET)
+	@touch $@
+
+superset: install .venv/superset/installed ## read what is published by a real Superset (Python 3.11; ARGS="--publications 10")
+	@PYTHONPATH=tests $(BIN)/python tests/superset.py $(ARGS)
 
 bench: install ## what each kind of run costs, against a bare fetch of the same pages (ARGS="--meetings 100000 --rate 1000/3 --profile")
 	@PYTHONPATH=tests $(BIN)/python tests/bench.py $(ARGS)

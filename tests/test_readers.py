@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -242,6 +243,13 @@ def test_every_duckdb_reads_the_same_of_raw_as_parquet_holds_and_answers_the_que
     assert done.returncode == 0, done.stderr
     assert len(questions) >= 20
     assert json.loads(done.stdout) == [len(place.query(question)) for question in questions]
+
+
+@pytest.mark.parametrize("recipe", [with_pandas, with_polars, with_pyarrow, with_sqlalchemy])
+def test_the_documents_quote_what_is_tested(recipe: Callable[..., Any]) -> None:
+    quoted = (ROOT / "docs/bi.md").read_text(encoding="utf-8")
+    _signature, _doc, *body = inspect.getsource(recipe).splitlines(keepends=True)
+    assert f"```python\n{textwrap.dedent(''.join(body))}```" in quoted
 
 
 # While it is published anew ------------------------------------------------------------------------------------------
