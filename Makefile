@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The published file is opened with these too (tests/test_readers.py); wheels go beside the environment, not into it.
 READERS := 1.2.2 1.3.2 1.4.4 2.0.0
-# So is SQLAlchemy's older dialect, which Superset has, with the last SQLAlchemy that it works with and with Superset's.
+# So do these. They are not in the environment, for where there is a pandas PyArrow imports it: 60 MB and half a second.
+TOOLS := duckdb-sqlalchemy==1.5.6.5 numpy==2.4.6 pandas==3.1.1 polars==2.1.0 polars-runtime-32==2.1.0
+# So does SQLAlchemy's older dialect, which Superset has, with the last SQLAlchemy that it works with and with Superset's.
 SQLALCHEMYS := 1.4.54 2.0.44
 # Superset 6.1.0 does not say that it needs rich and cachetools, nor that a newer Flask-Caching breaks it.
 SUPERSET := apache-superset==6.1.0 'flask-caching<2.4' rich cachetools duckdb-engine==0.17.0 duckdb==2.0.1
@@ -33,6 +35,12 @@ help: ## what the targets do
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/duckdb-engine-$* duckdb-engine==0.17.0 sqlalchemy==$*
 	@touch $@
 
+.venv/tools/installed: | .venv/installed
+	@echo "Installing pandas, Polars and SQLAlchemy's dialect to read with …"
+	@rm -rf .venv/tools
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/tools $(TOOLS)
+	@touch $@
+
 install: .venv/installed ## make .venv with the locked dependencies and the contio-pipeline command
 	@$(BIN)/python -m compileall -q contio_pipeline dagster_project # once, also where Python is told to keep no bytecode
 
@@ -42,13 +50,14 @@ demo: install ## sync a year of meetings from a sandbox API into data/demo, by D
 up: install ## Dagster's UI and daemon on data/, until Ctrl-C (ARGS="--port 3001")
 	@exec $(BIN)/python -m dagster_project $(ARGS)
 
-test: install $(READERS:%=.venv/duckdb-%/installed) $(SQLALCHEMYS:%=.venv/duckdb-engine-%/installed) ## run the tests
+READING := $(READERS:%=.venv/duckdb-%/installed) $(SQLALCHEMYS:%=.venv/duckdb-engine-%/installed) .venv/tools/installed
+test: install $(READING) ## run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not browser and not slow" $(ARGS)
 
 test-browser: install ## run the tests that need Chromium (Debian: apt-get install chromium)
 	@$(BIN)/python -m pytest -m browser $(ARGS)
 
-test-nights: install ## run what takes minutes: real nights of UI, daemon and schedules; readers through 200 publications
+test-nights: install .venv/tools/installed ## run what takes minutes: real nights of UI, daemon and schedules; readers through 200 publications
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 torture: install ## kill -9 syncs, publishes and refreshes at random instants, 200 times (ARGS="--kills 1000")

@@ -377,7 +377,7 @@ def _closed_on(item: Row, today: date) -> date | None:
         ends.append(item["completed_local_date"] or local_of(item["updated_at"]))
     if item["deleted"]:
         ends.append(today)  # both syncs of the test are today's
-    return max(min(ends), item["created_local_date"]) if ends else None
+    return max(filter(None, (min(ends), item["created_local_date"]))) if ends else None
 
 
 def _is_over(item: Row, day: date) -> bool:

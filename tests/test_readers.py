@@ -171,7 +171,7 @@ def test_sqlalchemy_with_the_dialect_that_superset_has_reads_the_same(data: Path
     library = ROOT / ".venv" / f"duckdb-engine-{version}"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program), data, version],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(library), str(ROOT / "tests")])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(library), *sys.path])},
         capture_output=True,
         text=True,
         check=False,
