@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -40,7 +41,7 @@ from contio_pipeline.errors import StorageError
 from contio_pipeline.folders import flush, private_file
 from contio_pipeline.generations import DATABASE, REFUSED, Generation, current, generations
 from contio_pipeline.integrity import MEND, contradictions
-from contio_pipeline.marts import MARTS, Mart
+from contio_pipeline.marts import MARTS
 from contio_pipeline.privacy import Policy
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import RUNS, STREAMS, Stream, Table, tables
@@ -263,9 +264,8 @@ def _build(
     kept = {
         mart: before / _mart_part(mart) for mart in selects if before and known and known.marts.get(mart) == marts[mart]
     }
-    _make_marts(warehouse, staging / DATABASE, selects, kept, terms.policy)
-    rows: dict[str, int] = {}
-    with _reading(warehouse, staging / DATABASE) as connection:
+    with _opened(warehouse, staging / DATABASE) as connection:
+        rows = _make_marts(connection, staging, selects, kept, terms.policy)
         for table in declared:
             if table.shows:
                 rows[table.full_name] = sum(rows[part.full_name] for part in table.shows)
@@ -275,11 +275,9 @@ def _build(
             if table.schema == "raw":
                 had = known.shown.get(table.full_name, {}) if known else {}
                 _write_months(connection, table, staging, shown[table.full_name], had, before)
-        for mart in MARTS:
-            rows[mart.full_name] = _write_mart(connection, mart, staging, kept.get(mart.full_name))
         page = dashboard.page(
             lambda sql: with_room(connection, lambda: connection.execute(sql).fetchall()),
-            lambda mart: staging / _mart_part(f"mart.{mart}"),
+            lambda mart: staging / _mart_part(mart),
             now,
             terms.zone,
             terms.policy.hidden,
@@ -289,10 +287,12 @@ def _build(
 
 
 @contextmanager
-def _reading(warehouse: Warehouse, database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The copy that is to be published, to read it."""
+def _opened(warehouse: Warehouse, database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The copy that is to be published."""
     with warehouse.scratch() as connection:
-        connection.execute(f"ATTACH {literal(str(database))} AS published (READ_ONLY)")
+        # Metadata that a checkpoint passes on as they were, some DuckDBs before 1.4 cannot load: this one writes all anew.
+        connection.execute("SET experimental_metadata_reuse = false")
+        attach(connection, database, "published")
         connection.execute("USE published")
         connection.execute("SET preserve_insertion_order = false")  # row groups by bytes need it
         yield connection
@@ -300,7 +300,7 @@ def _reading(warehouse: Warehouse, database: Path) -> Iterator[duckdb.DuckDBPyCo
 
 def _shown_prints(warehouse: Warehouse, database: Path) -> dict[str, dict[str, str]]:
     """Fingerprints of the tables as readers get them."""
-    with _reading(warehouse, database) as connection:
+    with _opened(warehouse, database) as connection:
         return {
             table.full_name: _fingerprints(connection, table) for table in tables(warehouse.streams) if not table.shows
         }
@@ -393,7 +393,7 @@ def _write_months(
     before: Path | None,
 ) -> None:
     """The table's files; one whose rows are as they were before is the same file, by a hard link."""
-    written: dict[str, str] = {}
+    written: dict[str, Path] = {}
     for month in sorted(prints or [UNDATED]):
         part = _folder(table) / f"month={month}" / "part.parquet"
         (staging / part).parent.mkdir(parents=True)
@@ -402,11 +402,10 @@ def _write_months(
             continue
         _copy(connection, f"FROM {table.full_name} WHERE {_within(table, month)}", staging / part)
         if month in prints:
-            written[month] = literal(str(staging / part))
+            written[month] = staging / part
     if written:
         held = " UNION ALL ".join(
-            f"SELECT '{month}', {_telling(table)} FROM read_parquet({target}, hive_partitioning = false)"
-            for month, target in written.items()
+            f"SELECT '{month}', {_telling(table)} FROM {_file(part)}" for month, part in written.items()
         )
         found = {month: f"{count} {total}" for month, count, total in connection.execute(held).fetchall()}
         differ = [month for month in written if found[month] != prints[month]]
@@ -415,30 +414,46 @@ def _write_months(
 
 
 def _make_marts(
-    warehouse: Warehouse, database: Path, selects: dict[str, str], kept: dict[str, Path], policy: Policy
-) -> None:
-    """Put the marts and what they mean into the copy that is to be published; `kept` are files of those that did not change."""
-    with warehouse.scratch() as connection:
-        # Metadata that a checkpoint passes on as they were, some DuckDBs before 1.4 cannot load: this one writes all anew.
-        connection.execute("SET experimental_metadata_reuse = false")
-        attach(connection, database, "published")
-        connection.execute("USE published")
-        connection.execute("CREATE SCHEMA mart")
-        for mart in MARTS:
-            kind, select = "TABLE" if mart.stored else "VIEW", selects[mart.full_name]
-            if mart.stored and (file := kept.get(mart.full_name)):
-                select = f"FROM read_parquet({literal(str(file))}, hive_partitioning = false)"
-            make = f"CREATE {kind} {mart.full_name} AS {select}"
-            with_room(connection, partial(connection.execute, make))
-        connection.execute("BEGIN")
-        for mart in MARTS:
-            kind = "TABLE" if mart.stored else "VIEW"
-            connection.execute(f"COMMENT ON {kind} {mart.full_name} IS {literal(mart.doc)}")
-            for one in mart.fields:
-                doc = one.doc + one.hidden(policy.hidden)
-                connection.execute(f"COMMENT ON COLUMN {mart.full_name}.{quoted(one.name)} IS {literal(doc)}")
-        connection.execute("COMMIT")
-        connection.execute("CHECKPOINT published")
+    connection: duckdb.DuckDBPyConnection, staging: Path, selects: dict[str, str], kept: dict[str, Path], policy: Policy
+) -> dict[str, int]:
+    """Put the marts, and what they mean, into the copy that is to be published, and write a file of each.
+
+    A mart that reads others is made of their files: their views, asked again and again, cost more.
+
+    Args:
+        connection: to the copy.
+        staging: below which the files are.
+        selects: mart -> its statement.
+        kept: mart -> its file in the generation before, of those that did not change.
+        policy: what it hides is said beside the columns.
+
+    Returns:
+        Mart -> rows.
+    """
+    rows = {}
+    connection.execute("CREATE SCHEMA mart")
+    for mart in MARTS:
+        name, part = mart.full_name, staging / _mart_part(mart.full_name)
+        part.parent.mkdir(parents=True)
+        if name in kept:
+            _link_or_copy(kept[name], part)
+            counting = f"SELECT num_rows FROM parquet_file_metadata({literal(str(part))})"
+            [(rows[name],)] = connection.execute(counting).fetchall()
+        else:
+            of_files = re.sub(r"\bmart\.\w+", lambda read: _file(staging / _mart_part(read[0])), selects[name])
+            [(rows[name],)] = _copy(connection, of_files, part)
+        make = f"TABLE {name} AS FROM {_file(part)}" if mart.stored else f"VIEW {name} AS {selects[name]}"
+        with_room(connection, partial(connection.execute, f"CREATE {make}"))
+    connection.execute("BEGIN")
+    for mart in MARTS:
+        kind = "TABLE" if mart.stored else "VIEW"
+        connection.execute(f"COMMENT ON {kind} {mart.full_name} IS {literal(mart.doc)}")
+        for one in mart.fields:
+            doc = one.doc + one.hidden(policy.hidden)
+            connection.execute(f"COMMENT ON COLUMN {mart.full_name}.{quoted(one.name)} IS {literal(doc)}")
+    connection.execute("COMMIT")
+    connection.execute("CHECKPOINT published")
+    return rows
 
 
 def _mart_part(mart: str) -> Path:
@@ -446,16 +461,9 @@ def _mart_part(mart: str) -> Path:
     return Path("parquet", *mart.split("."), "part.parquet")
 
 
-def _write_mart(connection: duckdb.DuckDBPyConnection, mart: Mart, staging: Path, kept: Path | None) -> int:
-    """Its file, or a link to that of the generation before; returns how many rows it has."""
-    part = staging / _mart_part(mart.full_name)
-    part.parent.mkdir(parents=True)
-    if kept:
-        _link_or_copy(kept, part)
-        [(rows,)] = connection.execute(f"SELECT num_rows FROM parquet_file_metadata({literal(str(part))})").fetchall()
-    else:
-        [(rows,)] = _copy(connection, f"FROM {mart.full_name}", part)
-    return int(rows)
+def _file(part: Path) -> str:
+    """SQL of what a Parquet file holds."""
+    return f"read_parquet({literal(str(part))}, hive_partitioning = false)"
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, select: str, target: Path) -> list[tuple[int]]:

@@ -63,7 +63,7 @@ def page(
 
     Args:
         query: runs SQL on the database that is about to be published.
-        mart: where the Parquet file of a mart is.
+        mart: where the Parquet file of a mart is, by its full name.
         now: the time of the publication.
         zone: IANA name of the time zone of local days.
         hidden: `table.column` of `raw` -> what the publish policy does with it.
@@ -112,7 +112,7 @@ class _Numbers:
 
     def _file(self, name: str) -> str:
         """SQL of a mart's file: its columns cost less to read than the view to ask."""
-        return f"read_parquet({literal(str(self._mart(name)))}, hive_partitioning = false)"
+        return f"read_parquet({literal(str(self._mart(f'mart.{name}')))}, hive_partitioning = false)"
 
     def _add_up(self) -> None:
         f = self._file

@@ -136,10 +136,10 @@
   };
 
   /** Draw one of SECTIONS: what it shows of the state that is chosen. */
-  function draw(id, { title, wide, doc, show }) {
+  function draw(id, { title, doc, show }) {
     let section = at(id);
     if (!section) {
-      section = make("section", { id, className: wide ? "wide" : "" });
+      section = make("section", { id });
       section.setAttribute("aria-labelledby", `${id}-title`);
       section.append(make("h2", { id: `${id}-title`, textContent: title }), make("div"));
       at("charts").append(section);
@@ -195,32 +195,31 @@
       return { week: monday(week), people, events, hours: round(minutes / 60, 2), each: people ? round(minutes / 60 / people, 2) : 0 };
     });
 
-  function shares(series, unit, measures, kind) {
-    return () => {
-      const rows = sums(data.meetings, weeks()).map((one) => ({ week: monday(one.key), ...one }));
-      for (const row of rows) for (const { field, of, by } of measures) row[field] = share(row[of], row[by]);
-      const [{ by }] = measures;
-      return {
-        spec: overWeeks(rows, series, unit, kind), series,
-        columns: ["week of", "meetings", ...series.flatMap((one) => [one.name, `${one.name}, %`])],
-        rows: rows.map((row) => [row.week, row[by], ...measures.flatMap(({ field, of }) => [row[of], row[field]])]),
-      };
+  /** Shares of meetings: of the measure `whole`, those that each series' measure `of` counts. */
+  function shares(whole, series, mark) {
+    const rows = sums(data.meetings, weeks()).map((one) => ({ week: monday(one.key), ...one }));
+    for (const row of rows) for (const { field, of } of series) row[field] = share(row[of], row[whole]);
+    return {
+      spec: overWeeks(rows, series, "%", mark), series,
+      columns: ["week of", "meetings", ...series.flatMap(({ name }) => [name, `${name}, %`])],
+      rows: rows.map((row) => [row.week, row[whole], ...series.flatMap(({ field, of }) => [row[of], row[field]])]),
     };
   }
 
   const AGES = ["up to 7 days", "8 to 30 days", "31 to 90 days", "over 90 days"];
-  const OPEN = [{ field: "open", name: "open", color: ONE }, { field: "overdue", name: "overdue", color: TWO }, { field: "aged", name: "open for over 30 days", color: THREE }]
-    .filter(({ field }) => field !== "overdue" || !data.hidden.includes("overdue"));
+  const isShown = ({ field }) => !data.hidden.includes(field);
+  const OPEN = [
+    { field: "open", name: "open", color: ONE }, { field: "overdue", name: "overdue", color: TWO }, { field: "aged", name: "open for over 30 days", color: THREE },
+  ].filter(isShown);
   const DONE = [{ field: "created", name: "created", color: ONE }, { field: "completed", name: "completed", color: THREE }];
   const LINKS = [
     { field: "linked", name: "has its Contio meeting", color: ONE }, { field: "unseen", name: "names a meeting that no account sees", color: TWO },
     { field: "none", name: "names none", color: THREE },
   ];
-  const NOTES = [{ field: "noted_share", name: "with notes", color: ONE }, { field: "items_share", name: "with action items", color: TWO }]
-    .filter(({ field }) => !data.hidden.includes(field));
-  const NOTED = [{ field: "noted_share", of: "noted", by: "ended" }, { field: "items_share", of: "with_items", by: "ended" }]
-    .filter(({ field }) => !data.hidden.includes(field));
-  const PREPARED = [{ field: "prepared_share", name: "prepared", color: ONE }];
+  const LEFT = [
+    { field: "noted_share", of: "noted", name: "with notes", color: ONE }, { field: "items_share", of: "with_items", name: "with action items", color: TWO },
+  ].filter(isShown);
+  const PREPARED = [{ field: "prepared_share", of: "prepared", name: "prepared", color: ONE }];
 
   /** What there was to do at the end of each week (of today, in this one): all that came before, added up. */
   function openItems() {
@@ -295,8 +294,7 @@
       doc: "Today, whatever the period. Person: who is to do it. Account: of what it sees.",
       show: () => {
         const rows = sums(data.ages, [0, 1, 2, 3]).map((one) => ({ ...one, age: AGES[one.key], later: one.open - one.overdue }));
-        const series = data.hidden.includes("overdue") ? [{ field: "open", name: "open", color: ONE }]
-          : [{ field: "overdue", name: "overdue", color: TWO }, { field: "later", name: "not overdue", color: ONE }];
+        const series = data.hidden.includes("overdue") ? OPEN.slice(0, 1) : [{ field: "overdue", name: "overdue", color: TWO }, { field: "later", name: "not overdue", color: ONE }];
         const values = rows.flatMap((row) => series.map(({ field, name }) => ({ age: row.age, what: name, value: row[field], told: `${name}, for ${row.age}: ${said(row[field])}` })));
         const names = series.map((one) => one.name);
         return {
@@ -327,12 +325,12 @@
     hygiene: {
       title: "Hygiene: what meetings left behind",
       doc: "Of the meetings that have ended, those with summary notes, and those with action items. Person: who created the meeting. Account: of what it sees.",
-      show: shares(NOTES, "%", NOTED, "lines"),
+      show: () => shares("ended", LEFT, "lines"),
     },
     coverage: {
       title: "Context: were meetings prepared?",
       doc: "Meetings with a context document before they began; only those that this application uploaded are known. Person: who created the meeting. Account: of what it sees.",
-      show: shares(PREPARED, "%", [{ field: "prepared_share", of: "prepared", by: "meetings" }], "bars"),
+      show: () => shares("meetings", PREPARED, "bars"),
     },
     linkage: {
       title: "Calendar: which events have a Contio meeting?",
