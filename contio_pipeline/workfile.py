@@ -187,7 +187,7 @@ class WorkFile:
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows as dictionaries; times are aware datetimes in UTC."""
         connection = self.connection
-        table: pa.Table = with_room(connection, lambda: connection.execute(sql, list(parameters)).to_arrow_table())
+        table: pa.Table = with_room(connection, lambda: connection.sql(sql, params=list(parameters)).to_arrow_table())
         return table.to_pylist()  # type: ignore[no-any-return]
 
     @contextmanager

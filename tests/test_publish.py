@@ -259,64 +259,6 @@ def test_the_published_file_opens_in_duckdb(warehouse: Warehouse, version: str) 
     assert done.stdout.endswith("true, [[3, 2]]]\n")
 
 
-READER = """
-    import sys, time, duckdb, glob, os
-    from pathlib import Path
-    data, stop = Path(sys.argv[1]), Path(sys.argv[2])
-    reads = 0
-    print("ready", flush=True)
-    while not stop.exists() or reads == 0:
-        folder = (data / "current").resolve()
-        with duckdb.connect(folder / "contio.duckdb", read_only=True) as con:
-            titles = con.execute("SELECT DISTINCT title FROM raw.meetings").fetchall()
-            history = con.execute("SELECT count(*) FROM raw.meetings_history").fetchall()[0][0]
-            parquet = con.execute("SELECT DISTINCT title FROM read_parquet(?)",
-                                  [str(folder / "parquet/raw/meetings/*/part.parquet")]).fetchall()
-        # Every publish retitles all rows at once: two titles, or tables that disagree, would be a torn read.
-        assert len(titles) == 1 and titles == parquet, (titles, parquet)
-        assert history == 40 * (int(titles[0][0]) + 1), (titles, history)
-        reads += 1
-    print(reads)
-    """
-
-
-def test_readers_in_a_loop_see_no_error_and_no_torn_state_while_publishes_happen(tmp_path: Path) -> None:
-    data, stop = tmp_path / "data", tmp_path / "stop"
-    with Warehouse(data, origin=ORIGIN) as opened:
-
-        def retitle(number: int) -> None:
-            commit(opened, [row(str(k), f"2026-{k % 12 + 1:02}-01T00:00:00Z", str(number)) for k in range(40)])
-            publish(opened, datetime.now(UTC))
-
-        retitle(0)
-        command = [sys.executable, "-c", textwrap.dedent(READER), str(data), str(stop)]
-        readers = [
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
-        ]
-        try:
-            for reader in readers:
-                assert reader.stdout
-                assert reader.stdout.readline() == "ready\n"
-            for number in range(1, 16):
-                retitle(number)
-        finally:
-            stop.touch()
-            results = [reader.communicate(timeout=60) for reader in readers]
-    for (out, err), reader in zip(results, readers, strict=True):
-        assert reader.returncode == 0, err
-        assert int(out) > 1
-
-
-def test_a_copied_folder_is_read_anywhere(warehouse: Warehouse, tmp_path: Path) -> None:
-    publish(warehouse, NOW)
-    target = tmp_path / "elsewhere"
-    subprocess.run(["cp", "-a", str(warehouse.path.parent), str(target)], check=True)
-    generation = current(target)
-    assert generation.folder.is_relative_to(target)
-    with duckdb.connect(generation.database, read_only=True) as connection:
-        assert connection.execute("SELECT count(*) FROM raw.meetings").fetchall() == [(3,)]
-
-
 @pytest.mark.parametrize("folder", ["month=5", "_account=3", "a[b]*"])
 def test_a_folder_of_any_name_can_be_published_to(folder: str, tmp_path: Path) -> None:
     with Warehouse(tmp_path / folder / "data", origin=ORIGIN) as opened:
