@@ -41,7 +41,11 @@ help: ## what the targets do
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/tools $(TOOLS)
 	@touch $@
 
-install: .venv/installed ## make .venv with the locked dependencies and the contio-pipeline command
+# Made when the package is installed; by itself where somebody deleted it.
+contio_pipeline/dashboard/charts.js: | .venv/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+
+install: .venv/installed contio_pipeline/dashboard/charts.js ## make .venv with the locked dependencies and the contio-pipeline command
 	@$(BIN)/python -m compileall -q contio_pipeline dagster_project # once, also where Python is told to keep no bytecode
 
 demo: install ## sync a year of meetings from a sandbox API into data/demo, by Dagster

@@ -30,7 +30,7 @@ QUESTIONS = {
         SELECT i.title AS action_item, due_date AS due, DATE '2026-11-01' - due_date AS days_overdue, m.title AS meeting,
             len(i.seen_by) AS seen_by
         FROM mart.action_items i LEFT JOIN mart.meetings m ON m.id = i.meeting_id
-        WHERE i.deleted_at IS NULL AND NOT is_completed AND due_date < DATE '2026-11-01' ORDER BY due, i.id LIMIT 5""",
+        WHERE closed_local_date IS NULL AND due_date < DATE '2026-11-01' ORDER BY due, i.id LIMIT 5""",
 }
 
 _BUDGET = 1_000_000

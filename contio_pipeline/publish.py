@@ -83,17 +83,19 @@ class Terms:
         keep: which of the generations before stay.
         zone: IANA name of the time zone in which days of the marts are local.
         policy: what readers do not get.
+        fresh_hours: the dashboard calls nothing complete that was so longer ago.
     """
 
     keep: Keep = Keep()
     zone: str = "UTC"
     policy: Policy = field(default_factory=Policy)
+    fresh_hours: float = 36
 
     @classmethod
     def asked_for(cls, settings: Settings, streams: tuple[Stream, ...] = STREAMS) -> Terms:
         """As the settings say."""
         keep = Keep(settings.keep_generation_days, settings.keep_generations)
-        return cls(keep, settings.timezone, Policy.asked_for(settings, streams))
+        return cls(keep, settings.timezone, Policy.asked_for(settings, streams), settings.fresh_hours)
 
     @property
     def maker(self) -> str:
@@ -133,6 +135,7 @@ def publish(
     try:
         return _publish(warehouse, data_dir, prints, now, terms or Terms(), anew=anew)
     except (OSError, duckdb.Error) as error:
+        shutil.rmtree(data_dir / "staging", ignore_errors=True)  # a disk that is full needs the room
         raise StorageError(
             f"publishing to {data_dir} failed ({error}): the current generation stays as it was"
         ) from error
@@ -281,6 +284,7 @@ def _build(
             now,
             terms.zone,
             terms.policy.hidden,
+            terms.fresh_hours,
         )
     (staging / dashboard.FILE).write_text(page, encoding="utf-8")
     return rows, _Memory(staging.name, terms.maker, prints, shown, marts), masked

@@ -16,13 +16,13 @@ GROUP BY ALL HAVING hours_double_booked > 0 ORDER BY hours_double_booked DESC LI
 SELECT coalesce(name, assigned_to_user_id, '(nobody)') AS person, count(*) AS open,
     count(*) FILTER (due_date < current_date) AS overdue
 FROM mart.action_items LEFT JOIN mart.people ON people.id = assigned_to_user_id
-WHERE action_items.deleted_at IS NULL AND NOT is_completed AND status IS DISTINCT FROM 'cancelled'
+WHERE closed_local_date IS NULL
 GROUP BY ALL ORDER BY overdue DESC, open DESC;
 
 -- Which action items have been overdue the longest, and from which meeting did they come?
 SELECT i.title, due_date, current_date - due_date AS days_overdue, m.title AS meeting
 FROM mart.action_items i LEFT JOIN mart.meetings m ON m.id = i.meeting_id
-WHERE i.deleted_at IS NULL AND NOT is_completed AND due_date < current_date
+WHERE closed_local_date IS NULL AND due_date < current_date
 ORDER BY due_date LIMIT 20;
 
 -- How did open and overdue action items develop?

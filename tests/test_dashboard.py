@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -17,11 +18,10 @@ from urllib.parse import urlencode
 import duckdb
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import Place
+from conftest import Place, wind_back
 from playwright.sync_api import Locator, Page
 
 from contio_pipeline import dashboard
-from contio_pipeline.errors import ConfigError
 from contio_pipeline.generations import Generation, current
 from contio_pipeline.publish import Terms, publish
 from contio_pipeline.settings import Settings
@@ -310,6 +310,13 @@ def test_filters_work_by_keyboard_and_a_filtered_page_can_be_kept(year: Place, n
     drawn(page)
     assert chosen.text_content() == "Shown: 2026-08-31 to 2026-10-04, Noa, account bo."
     assert page.locator("#period").evaluate("one => one.selectedOptions[0].text") == "the weeks of these days"
+    page.locator("#from").focus()
+    page.keyboard.type("09102026")  # each key makes a year of it: 2, 20, 202
+    page.keyboard.press("Tab")
+    drawn(page)
+    assert chosen.text_content() == "Shown: 2026-09-07 to 2026-10-04, Noa, account bo."
+    page.locator("#from").fill("2026-09-03")
+    drawn(page)
     kept, numbers = page.url, [table(page, section) for section in SECTIONS[:-1]]
 
     page.get_by_role("button", name="Reset").press("Enter")
@@ -321,7 +328,10 @@ def test_filters_work_by_keyboard_and_a_filtered_page_can_be_kept(year: Place, n
     drawn(page)
     assert [table(page, section) for section in SECTIONS[:-1]] == numbers
     page.locator("#told a").click()
+    page.reload()
+    drawn(page)
     assert chosen.text_content() == "Shown: 2026-08-31 to 2026-10-04, Noa, account bo."
+    page.locator("#told a").click()
     assert page.locator("#health").evaluate("one => one.getBoundingClientRect().top < innerHeight")
 
 
@@ -329,14 +339,23 @@ def test_filters_work_by_keyboard_and_a_filtered_page_can_be_kept(year: Place, n
 def test_what_is_asked_for_in_the_address_may_be_nonsense(year: Place, new_page: Callable[..., Page]) -> None:
     generation = published(year.settings)
     page = new_page(generation.folder.as_uri())
-    for asked in (
-        {"from": "x", "until": "2026-13-45", "person": "__proto__", "account": "-1"},
-        {"from": "1999-01-01", "until": "2999-01-01", "person": "0", "account": "constructor"},
+    unknown = " The person and the account that the address names cannot be chosen here."
+    for asked, weeks in (
+        ({"from": "x", "until": "2026-13-45", "person": "__proto__", "account": "-1"}, "2026-08-10 to 2026-11-08"),
+        (
+            {"from": "1999-01-01", "until": "2999-01-01", "person": "0", "account": "constructor"},
+            "2025-11-03 to 2026-12-06",
+        ),
     ):
         shown(page, generation, **asked)
-        assert page.locator("#chosen").text_content() == "Shown: 2026-08-10 to 2026-11-08, everyone, all accounts."
+        assert page.locator("#chosen").text_content() == f"Shown: {weeks}, everyone, all accounts.{unknown}"
     shown(page, generation, **{"from": "2026-10-05", "until": "2026-09-01"})
     assert page.locator("#chosen").text_content() == "Shown: 2026-10-05 to 2026-10-11, everyone, all accounts."
+    shown(page, generation, period="4")
+    assert page.locator("#chosen").text_content() == "Shown: 2026-10-12 to 2026-11-08, everyone, all accounts."
+    assert page.url.endswith("#period=4")  # which moves on with what is published
+    shown(page, generation)
+    assert page.url.endswith(dashboard.FILE + "#")
 
 
 # Everybody ------------------------------------------------------------------------------------------------------------
@@ -391,7 +410,7 @@ def test_in_print_there_are_charts_and_no_filters(year: Place, new_page: Callabl
 
 @pytest.mark.browser
 def test_nothing_that_the_api_says_becomes_markup(place: Place, new_page: Callable[..., Page]) -> None:
-    evil = """</script><script>document.title='taken'</script><img src=x onerror="document.title='taken'">'"`${1}{{charts}}"""
+    evil = """</script><img src=x onerror="document.title='taken'">'"`${1}{{charts}}\u2028"""
     attendee = {"email": "e@example.com", "name": evil, "type": "required", "status": "accepted"}
     for day in range(1, 4):
         place.world.insert(
@@ -413,7 +432,8 @@ def test_nothing_that_the_api_says_becomes_markup(place: Place, new_page: Callab
 @pytest.mark.browser
 def test_what_the_policy_drops_is_said_not_shown_as_nothing(year: Place, new_page: Callable[..., Page]) -> None:
     year.overrides |= {
-        "publish_policy": "calendar_events.attendees=drop,action_items.due_date=drop,meetings.summary_notes=drop",
+        "publish_policy": "calendar_events.attendees=drop,action_items.due_date=drop,meetings.summary_notes=drop,"
+        "action_items.assigned_to_user_id=drop",
     }
     generation = published(year.settings)
     page = new_page(generation.folder.as_uri())
@@ -425,8 +445,13 @@ def test_what_the_policy_drops_is_said_not_shown_as_nothing(year: Place, new_pag
         "week of", "meetings", "with action items", "with action items, %",
     ]  # fmt: skip
     assert page.locator("#figures dt").all_text_contents() == [
-        "action items open today", "meetings prepared", "events with their meeting",
+        "action items open on 2026-11-04", "meetings prepared so far", "events with their meeting",
     ]  # fmt: skip
+    people = dict(year.query("SELECT name, id FROM mart.people WHERE name IS NOT NULL"))
+    shown(page, generation, person=people["Cem"])
+    for section in ("open", "ages", "done"):
+        assert "Not shown: the publish policy hides" in page.locator(f"#{section}").inner_text()
+    assert page.locator("#figure-open").count() == 0
 
 
 @pytest.mark.browser
@@ -487,13 +512,34 @@ def by_key(cube: dict[str, Any], measure: str) -> Counter[tuple[Any, ...]]:
     return sums
 
 
+@pytest.mark.browser
+def test_an_installation_without_charts_publishes_numbers_and_says_what_to_do(
+    year: Place,
+    new_page: Callable[..., Page],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    installed = Path(dashboard.__file__).parent
+    for name in ("page.html", "page.js"):
+        shutil.copy(installed / name, tmp_path)
+    monkeypatch.setattr(dashboard, "files", lambda _package: tmp_path)
+    generation = published(year.settings)
+    assert "numbers and no charts, for this installation lacks them: run make install" in caplog.text
+    page = new_page(generation.folder.as_uri())
+    shown(page, generation)
+    assert "The chart cannot be drawn" in page.locator("#load").inner_text()
+    assert len(table(page, "load")) == 13
+
+
 @pytest.mark.synced
-def test_an_installation_without_charts_says_what_to_do(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = current(place.settings.data_dir).name
-    monkeypatch.setattr(dashboard, "files", lambda _package: Path("/nowhere"))
-    with pytest.raises(ConfigError, match=r"charts\.js: install it again \(make install"):
-        published(place.settings)
-    assert current(place.settings.data_dir).name == before
+def test_what_was_complete_long_ago_is_not_called_complete(place: Place) -> None:
+    wind_back(place, 40, "bo")
+    told = numbers(published(place.settings, datetime.now(UTC)))["health"]
+    states = {account: {one["state"][:9] for one in told if one["account"] == account} for account in ("ana", "bo")}
+    assert states == {"ana": {"complete"}, "bo": {"NOT since"}}
+    place.overrides["fresh_hours"] = 1000
+    assert {one["state"] for one in numbers(published(place.settings, datetime.now(UTC)))["health"]} == {"complete"}
 
 
 # The command ----------------------------------------------------------------------------------------------------------

@@ -222,6 +222,7 @@ def test_a_full_disk_leaves_the_current_generation_as_it_was(
         publish(warehouse, NOW)
     assert current(warehouse.path.parent) == first
     monkeypatch.undo()
+    assert not (warehouse.path.parent / "staging").exists()  # a full disk needs the room
     assert publish(warehouse, NOW)[1]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,9 +23,10 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from contio_pipeline.errors import ConfigError
-from contio_pipeline.marts import MARTS, item_steps
+from contio_pipeline.marts import item_steps
 from contio_pipeline.workfile import literal
+
+log = logging.getLogger(__name__)
 
 FILE = "dashboard.html"
 
@@ -37,19 +39,36 @@ _PEOPLE = 400
 _BYTES = 4_000_000
 """At most so many people can be chosen, fewer where the page would be larger: the others are in the sums."""
 
+_LONGEST = 80
+"""Letters of a name that are shown."""
+
 _ALL = -1
 
+_EVENTS = ("calendar_events.start_time", "calendar_events.end_time")
+_GUESTS = ("calendar_events.organizer", "calendar_events.attendees")
+_ITEMS = ("action_items.created_at", "action_items.status", "action_items.is_completed", "action_items.completed_at")
+_ENDED = ("meetings.start_time", "meetings.status")
 _MADE_OF = {
-    "load": ("person_week.minutes",),
-    "people": ("person_week.minutes",),
-    "overdue": ("action_items.due_date",),
-    "done": ("action_items.completed_at",),
-    "hygiene": ("meeting_hygiene.has_notes", "meeting_hygiene.action_items"),
-    "noted_share": ("meeting_hygiene.has_notes",),
-    "items_share": ("meeting_hygiene.action_items",),
-    "linkage": ("calendar_linkage.link",),
+    "load": (*_EVENTS, *_GUESTS),
+    "people": (*_EVENTS, *_GUESTS),
+    "open": _ITEMS,
+    "overdue": (*_ITEMS, "action_items.due_date"),
+    "ages": _ITEMS,
+    "done": _ITEMS,
+    "hygiene": _ENDED,
+    "noted_share": (*_ENDED, "meetings.summary_notes"),
+    "items_share": (*_ENDED, "action_items.meeting_id"),
+    "coverage": ("meetings.start_time", "context_documents.meeting_id", "context_documents.created_at"),
+    "linkage": ("calendar_events.start_time", "calendar_events.linked_meetings"),
 }
-"""What the page does not show where the publish policy drops all of these fields of marts."""
+"""What the page does not show where the publish policy drops any of these columns."""
+
+_WHOSE = {
+    "action_items.assigned_to_user_id": ("open", "overdue", "ages", "done"),
+    "meetings.created_by_user_id": ("hygiene", "noted_share", "coverage"),
+    "calendar_events.organizer": ("linkage",),
+}
+"""What it cannot show of a person where the policy drops these."""
 
 
 def page(
@@ -58,6 +77,7 @@ def page(
     now: datetime,
     zone: str,
     hidden: Mapping[str, str],
+    fresh_hours: float,
 ) -> str:
     """The page of what is about to be published.
 
@@ -67,15 +87,15 @@ def page(
         now: the time of the publication.
         zone: IANA name of the time zone of local days.
         hidden: `table.column` of `raw` -> what the publish policy does with it.
-
-    Raises:
-        ConfigError: this installation lacks the charts.
+        fresh_hours: what was complete longer ago than that is not called complete.
     """
-    numbers = _Numbers(query, mart, now, zone, hidden)
+    numbers = _Numbers(query, mart, now, zone, hidden, fresh_hours)
     people = _PEOPLE
     while len(told := orjson.dumps(numbers.told(people))) > _BYTES and people:
         people //= 2
     texts = {name: _text(name) for name in ("charts.js", "page.js")}
+    if not texts["charts.js"]:
+        log.warning("the dashboard has numbers and no charts, for this installation lacks them: run make install")
     hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts.values())
     parts = {
         "hashes": " ".join(f"'sha256-{one}'" for one in hashes),
@@ -87,21 +107,24 @@ def page(
 
 
 def _text(name: str) -> str:
-    try:
-        return (files(__package__) / name).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"this installation lacks the dashboard's {name}: install it again (make install, or the wheel)"
-        ) from None
+    file = files(__package__) / name
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 class _Numbers:
     """What the page shows: cells of an account, a person and a week, added up once, and told for as many people as fit."""
 
     def __init__(
-        self, query: Query, mart: Callable[[str], Path], now: datetime, zone: str, hidden: Mapping[str, str]
+        self,
+        query: Query,
+        mart: Callable[[str], Path],
+        now: datetime,
+        zone: str,
+        hidden: Mapping[str, str],
+        fresh_hours: float,
     ) -> None:
         self._query = query
+        self._fresh = timedelta(hours=fresh_hours)
         self._now, self._zone, self._hidden = now.astimezone(ZoneInfo(zone)), zone, hidden
         self._today = self._now.date()
         self._first = self._today - timedelta(days=self._today.weekday(), weeks=_BEFORE)
@@ -196,13 +219,11 @@ class _Numbers:
     def told(self, most: int) -> dict[str, Any]:
         """What the script reads, with at most so many people that can be chosen."""
         people = self._query(f"SELECT person, name, email FROM known WHERE number < {most} ORDER BY number")
-        namesakes = Counter(name for _, name, _ in people)
+        labels = _labels(people)
         [(others,)] = self._query(f"SELECT count(*) FROM known WHERE number >= {most}")
         number = {person: place for place, (person, *_) in enumerate(people)}
         users: dict[str, str] = dict(self._query("SELECT _account, id FROM raw.accounts"))
-        dropped = {
-            f"{mart.name}.{one.name}" for mart in MARTS for one in mart.fields if self._hidden.get(one.of) == "drop"
-        }
+        dropped = {column for column, action in self._hidden.items() if action == "drop"}
         return {
             "published": self._now.isoformat(timespec="seconds"),
             "published_local": f"{self._now:%Y-%m-%d %H:%M}",
@@ -211,13 +232,14 @@ class _Numbers:
             "weeks": _BEFORE + 1 + _AHEAD,
             "now": _BEFORE,
             "accounts": self._accounts,
-            "people": [
-                {"id": person, "name": _label(person, name, email, alone=namesakes[name] == 1)}
-                for person, name, email in people
-            ],
+            "people": [{"id": person, "name": label} for (person, *_), label in zip(people, labels, strict=True)],
             "others": others,
             "users": [number.get(users.get(account, ""), _ALL) for account in self._accounts],
-            "hidden": [what for what, fields in _MADE_OF.items() if dropped.issuperset(fields)],
+            "hidden": [what for what, columns in _MADE_OF.items() if dropped.intersection(columns)],
+            "nobody": [what for column, whats in _WHOSE.items() if column in dropped for what in whats],
+            "today": self._today.isoformat(),
+            "known_since": self._known_since(),
+            "undated": self._undated(),
             "load": self._load(most),
             "meetings": self._cube("meetings", most),
             "items": self._cube("items", most),
@@ -246,14 +268,37 @@ class _Numbers:
         whole = [(*row[:2], int(row[2]) if row[2] == int(row[2]) else row[2], *row[3:]) for row in rows]
         return _columns(["person", "key", "minutes", "events", "people"], whole)
 
+    def _known_since(self) -> str:
+        """The day of the first sync of action items; empty where it was before the first week."""
+        [(day,)] = self._query(f"SELECT min(day) FILTER (NOT is_reconstructed) FROM {self._file('action_item_daily')}")
+        return day.isoformat() if day and day > self._first else ""
+
+    def _undated(self) -> list[str]:
+        """What is in no week, for want of a date."""
+        kinds = {
+            "open action items": ("action_items", "created_local_date IS NULL AND closed_local_date IS NULL"),
+            "meetings": ("meetings", "local_date IS NULL AND deleted_at IS NULL"),
+            "events": ("calendar_events", "local_date IS NULL AND deleted_at IS NULL"),
+        }
+        found = []
+        for kind, (mart, without) in kinds.items():
+            [(count,)] = self._query(f"SELECT count(*) FROM {self._file(mart)} WHERE {without}")
+            found += [f"{count:,} {kind}"] if count else []
+        return found
+
     def _health(self) -> list[dict[str, Any]]:
+        def local(moment: str) -> str:
+            return f"strftime({moment} AT TIME ZONE {literal(self._zone)}, '%Y-%m-%d %H:%M')"
+
+        fresh = f"TIMESTAMPTZ {literal((self._now - self._fresh).isoformat())}"
         rows = self._query(
-            f"""SELECT account, stream, strftime(last_listed_at AT TIME ZONE {literal(self._zone)}, '%Y-%m-%d %H:%M'),
-                    is_complete, reason, broken_rows
+            f"""SELECT account, stream, {local("last_listed_at")},
+                    CASE WHEN NOT is_complete THEN 'NOT complete' WHEN last_complete_at >= {fresh} THEN 'complete'
+                        ELSE 'NOT since ' || {local("last_complete_at")} END, reason, broken_rows
                 FROM mart.sync_health ORDER BY account, stream"""
         )
         return [
-            dict(zip(("account", "stream", "listed", "complete", "reason", "broken"), row, strict=True)) for row in rows
+            dict(zip(("account", "stream", "listed", "state", "reason", "broken"), row, strict=True)) for row in rows
         ]
 
 
@@ -261,12 +306,18 @@ def _sql(day: date) -> str:
     return f"DATE {literal(day.isoformat())}"
 
 
-def _label(person: str, name: str | None, email: str | None, *, alone: bool) -> str:
-    """What a person is called: by the name, with more where others have the same; hashes are told in short."""
-    more = email if email and "@" in email else f"person {person[:8]}"
-    if not name:
-        return more
-    return name if alone else f"{name} ({more})"
+def _labels(people: list[tuple[str, str | None, str | None]]) -> list[str]:
+    """What people (id, name, address) are called, each otherwise: by the name, with more where others have the same."""
+    names = Counter(name for _, name, _ in people)
+    labels: list[str] = []
+    taken: set[str] = set()
+    for person, name, email in people:
+        more = email if email and "@" in email else f"person {person[:8]}"  # hashes are told in short
+        label = more if not name else name if names[name] == 1 else f"{name} ({more})"
+        label = label if len(label) <= _LONGEST else f"{label[:_LONGEST]}…"
+        labels.append(label if label not in taken else f"{label} ({len(labels)})")
+        taken.add(labels[-1])
+    return labels
 
 
 def _columns(names: list[str], rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:

@@ -19,40 +19,54 @@
 
   // Filters -----------------------------------------------------------------------------------------------------------
 
-  const start = { from: Math.max(0, data.now - 12), until: data.now, person: ALL, account: ALL };
+  const PRESETS = [4, 13, 26, 53];
+  const last = (weeks) => ({ until: data.now, from: Math.max(0, data.now + 1 - weeks) });
+  const start = { ...last(13), person: ALL, account: ALL, unknown: [] };
   const state = { ...start };
+  const within = (week) => Math.min(Math.max(week, 0), data.weeks - 1);
+  const preset = () => (state.until === data.now ? PRESETS.find((weeks) => state.from === last(weeks).from) : undefined);
 
+  /** What the end of the page's address asks for; a period is told by its length, so that it moves on with what is published. */
   function fromAddress() {
     const asked = new URLSearchParams(location.hash.slice(1));
-    Object.assign(state, start);
+    Object.assign(state, start, { unknown: [] });
+    const weeks = Number(asked.get("period"));
+    if (PRESETS.includes(weeks)) Object.assign(state, last(weeks));
     for (const name of ["from", "until"]) {
       const week = weekOf(asked.get(name) ?? "");
-      if (week >= 0 && week < data.weeks) state[name] = week;
+      if (Number.isFinite(week)) state[name] = within(week);
     }
     state.until = Math.max(state.from, state.until);
     for (const [name, known] of [["person", data.people.map((one) => one.id)], ["account", data.accounts.length > 1 ? data.accounts : []]]) {
       state[name] = known.indexOf(asked.get(name));
+      if (asked.get(name) && state[name] === ALL) state.unknown.push(name);
     }
   }
 
   function toAddress() {
-    const asked = new URLSearchParams({ from: monday(state.from), until: monday(state.until) });
+    const asked = new URLSearchParams();
+    if (!preset()) {
+      asked.set("from", monday(state.from));
+      asked.set("until", monday(state.until));
+    } else if (preset() !== 13) asked.set("period", preset());
     if (state.person !== ALL) asked.set("person", data.people[state.person].id);
     if (state.account !== ALL) asked.set("account", data.accounts[state.account]);
     history.replaceState(null, "", `#${asked}`);
   }
 
   function showFilters() {
-    at("from").value = monday(state.from);
-    at("until").value = new Date(Date.parse(monday(state.until)) + 6 * DAY).toISOString().slice(0, 10);
+    const days = { from: monday(state.from), until: new Date(Date.parse(monday(state.until)) + 6 * DAY).toISOString().slice(0, 10) };
+    for (const [name, day] of Object.entries(days)) {
+      if (document.activeElement !== at(name)) at(name).value = day; // nobody's typing is overwritten
+    }
     at("person").value = state.person;
     at("account").value = state.account;
-    const weeks = String(state.until - state.from + 1);
-    const preset = [...at("period").options].some((one) => one.value === weeks);
-    at("period").value = state.until === data.now && preset ? weeks : "";
-    const who = state.person === ALL ? "everyone" : data.people[state.person].name;
-    const through = state.account === ALL ? "all accounts" : `account ${data.accounts[state.account]}`;
-    at("chosen").textContent = `Shown: ${at("from").value} to ${at("until").value}, ${who}, ${through}.`;
+    at("period").value = preset() ?? "";
+    const name = (text) => make("bdi", { textContent: text });
+    const who = state.person === ALL ? ["everyone"] : [name(data.people[state.person].name)];
+    const through = state.account === ALL ? ["all accounts"] : ["account ", name(data.accounts[state.account])];
+    const unknown = state.unknown.length ? [` The ${state.unknown.join(" and the ")} that the address names cannot be chosen here.`] : [];
+    at("chosen").replaceChildren(`Shown: ${days.from} to ${days.until}, `, ...who, ", ", ...through, ".", ...unknown);
   }
 
   /** Sums of the cube's measures for each week (or other key) that is asked for. */
@@ -90,9 +104,12 @@
   const TOLD = { tooltip: { field: "told" }, description: { field: "told" } };
   const WHOLE = { events: { tickMinStep: 1 }, "action items": { tickMinStep: 1 } };
 
+  /** Whether the publish policy leaves what a part of the page is made of; and, where a person is chosen, whose it is. */
+  const isShown = (part) => !data.hidden.includes(part) && (state.person === ALL || !data.nobody.includes(part));
+
   /** A chart of series over weeks; `rows` have `week` and the series' fields. */
   function overWeeks(rows, series, unit, mark) {
-    const long = rows.flatMap(({ week, ...row }) => series.map(({ field, name }) => ({ week, what: name, value: row[field], told: `${name}, week of ${week}: ${said(row[field])} ${unit}` })));
+    const long = rows.flatMap(({ week, ...row }) => series.map(({ field, name }) => ({ week, what: name, value: row[field], told: `${name}, week of ${week}: ${said(row[field])} ${unit}${row.told?.[field] ?? ""}` })));
     const names = series.map((one) => one.name);
     const color = { field: "what", type: "nominal", legend: null, scale: { domain: names, range: series.map((one) => one.color) } };
     const dash = { field: "what", type: "nominal", legend: null, scale: { domain: names, range: [[1, 0], [6, 3], [2, 2]] } };
@@ -149,8 +166,8 @@
     const open = section.querySelector("details")?.open ?? false;
     const figure = make("figure", {}, make("figcaption", { textContent: doc }));
     section.lastChild.replaceWith(figure);
-    if (data.hidden.includes(id)) {
-      figure.append(make("p", { textContent: "Not shown: the publish policy hides what it is made of." }));
+    if (!isShown(id)) {
+      figure.append(make("p", { textContent: "Not shown: the publish policy hides what it is made of, or whose it is." }));
       return;
     }
     const { spec, series = [], columns, rows = [], empty } = show();
@@ -164,15 +181,16 @@
     figure.append(chart, numbers);
     const description = `${title}. ${doc} The numbers follow as a table.`;
     const whole = { ...spec, width: "container", autosize: { type: "fit-x", contains: "padding" }, config: CONFIG, description };
-    return vegaEmbed(chart, whole, { mode: "vega-lite", renderer: "svg", actions: false, hover: false, defaultStyle: false }).then(({ finalize }) => {
+    const drawing = async () => vegaEmbed(chart, whole, { mode: "vega-lite", renderer: "svg", actions: false, hover: false, defaultStyle: false });
+    return drawing().then(({ finalize }) => {
       if (chart.isConnected) drawn.set(id, finalize);
       else finalize(); // another choice was made meanwhile
-    });
+    }).catch((error) => chart.replaceChildren(make("p", { className: "bad", textContent: `The chart cannot be drawn (${error.message}); its numbers are below.` })));
   }
 
   // What is shown -----------------------------------------------------------------------------------------------------
 
-  const NOBODY = { cells: [], empty: "Nothing is known of the account's user." };
+  const NOBODY = { cells: [], empty: "The account's user is not among those who can be chosen, or nothing is known of them." };
 
   /** Cells of the load: whose they are is the person that is chosen, else the account's user, else everyone. */
   function load() {
@@ -198,7 +216,13 @@
   /** Shares of meetings: of the measure `whole`, those that each series' measure `of` counts. */
   function shares(whole, series, mark) {
     const rows = sums(data.meetings, weeks()).map((one) => ({ week: monday(one.key), ...one }));
-    for (const row of rows) for (const { field, of } of series) row[field] = share(row[of], row[whole]);
+    for (const row of rows) {
+      row.told = {};
+      for (const { field, of } of series) {
+        row[field] = share(row[of], row[whole]);
+        row.told[field] = ` (${said(row[of])} of ${said(row[whole])})`;
+      }
+    }
     return {
       spec: overWeeks(rows, series, "%", mark), series,
       columns: ["week of", "meetings", ...series.flatMap(({ name }) => [name, `${name}, %`])],
@@ -207,10 +231,9 @@
   }
 
   const AGES = ["up to 7 days", "8 to 30 days", "31 to 90 days", "over 90 days"];
-  const isShown = ({ field }) => !data.hidden.includes(field);
   const OPEN = [
     { field: "open", name: "open", color: ONE }, { field: "overdue", name: "overdue", color: TWO }, { field: "aged", name: "open for over 30 days", color: THREE },
-  ].filter(isShown);
+  ].filter(({ field }) => !data.hidden.includes(field));
   const DONE = [{ field: "created", name: "created", color: ONE }, { field: "completed", name: "completed", color: THREE }];
   const LINKS = [
     { field: "linked", name: "has its Contio meeting", color: ONE }, { field: "unseen", name: "names a meeting that no account sees", color: TWO },
@@ -218,7 +241,7 @@
   ];
   const LEFT = [
     { field: "noted_share", of: "noted", name: "with notes", color: ONE }, { field: "items_share", of: "with_items", name: "with action items", color: TWO },
-  ].filter(isShown);
+  ].filter(({ field }) => !data.hidden.includes(field));
   const PREPARED = [{ field: "prepared_share", of: "prepared", name: "prepared", color: ONE }];
 
   /** What there was to do at the end of each week (of today, in this one): all that came before, added up. */
@@ -234,7 +257,7 @@
   const SECTIONS = {
     load: {
       title: "Hours in meetings, by week",
-      doc: "Hours per person with at least one meeting in that week; overlaps count once. Person: whose week it is. Account: its user.",
+      doc: "Hours per person with at least one meeting in that week; guests count too, overlaps once. Person: whose week it is. Account: its user, where no person is chosen.",
       show: () => {
         const { cells, empty } = load();
         if (empty) return { empty };
@@ -248,7 +271,7 @@
     },
     people: {
       title: "Hours in meetings, by person and week",
-      doc: "The 20 people with most hours in the period; the stronger, the more. Person: whose week it is. Account: its user.",
+      doc: "The 20 people with most hours in the period; the stronger, the more. Person: whose week it is. Account: its user, where no person is chosen.",
       show: () => {
         const { cells, empty } = load();
         if (empty) return { empty };
@@ -259,16 +282,15 @@
         const name = (person) => data.people[person].name;
         const values = most.flatMap((person) => weeks().map((week) => {
           const spent = hours.get(`${person} ${week}`) ?? 0;
-          return { person: String(person), week: monday(week), hours: spent, told: `${name(person)}, week of ${monday(week)}: ${said(spent)} hours` };
+          return { person: name(person), week: monday(week), hours: spent, told: `${name(person)}, week of ${monday(week)}: ${said(spent)} hours` };
         }));
-        const labels = Object.fromEntries(most.map((person) => [person, name(person)]));
         return {
           spec: {
             data: { values }, height: 20 * most.length,
             mark: { type: "rect", color: ONE, stroke: "var(--card)" },
             encoding: {
               x: X,
-              y: { field: "person", type: "nominal", title: null, sort: null, axis: { labelExpr: `${JSON.stringify(labels)}[datum.value]`, labelLimit: innerWidth < 600 ? 90 : 170, ticks: false } },
+              y: { field: "person", type: "nominal", title: null, sort: null, axis: { labelLimit: innerWidth < 600 ? 90 : 170, ticks: false } },
               fillOpacity: { field: "hours", type: "quantitative", legend: null, scale: { domainMin: 0, range: [0.04, 1] } },
               ...TOLD,
             },
@@ -280,7 +302,7 @@
     },
     open: {
       title: "Action items: open and overdue",
-      doc: "At the end of each week; of today, in this one. Person: who is to do it. Account: of what it sees today.",
+      doc: `At the end of each week; in the last one, of ${data.today}. ${data.known_since ? `Before ${data.known_since}, the first sync, those that were deleted are missing. ` : ""}Person: who is to do it. Account: of what it sees now.`,
       show: () => {
         const rows = openItems().filter((one) => one.number >= state.from && one.number <= state.until);
         return {
@@ -291,7 +313,7 @@
     },
     ages: {
       title: "Action items: how old are those that are open?",
-      doc: "Today, whatever the period. Person: who is to do it. Account: of what it sees.",
+      doc: `On ${data.today}, whatever the period. Person: who is to do it. Account: of what it sees.`,
       show: () => {
         const rows = sums(data.ages, [0, 1, 2, 3]).map((one) => ({ ...one, age: AGES[one.key], later: one.open - one.overdue }));
         const series = data.hidden.includes("overdue") ? OPEN.slice(0, 1) : [{ field: "overdue", name: "overdue", color: TWO }, { field: "later", name: "not overdue", color: ONE }];
@@ -313,7 +335,7 @@
     },
     done: {
       title: "Action items: created and completed",
-      doc: "In each week. Person: who is to do it. Account: of what it sees today.",
+      doc: `In each week, the last one until ${data.today}. Person: who is to do it. Account: of what it sees now.`,
       show: () => {
         const rows = sums(data.items, weeks()).map((one) => ({ week: monday(one.key), ...one }));
         return {
@@ -329,12 +351,12 @@
     },
     coverage: {
       title: "Context: were meetings prepared?",
-      doc: "Meetings with a context document before they began; only those that this application uploaded are known. Person: who created the meeting. Account: of what it sees.",
+      doc: "Meetings with a context document before they began, or so far; only those that this application uploaded are known. Person: who created the meeting. Account: of what it sees.",
       show: () => shares("meetings", PREPARED, "bars"),
     },
     linkage: {
       title: "Calendar: which events have a Contio meeting?",
-      doc: "Events of the calendars that are read. Person: who organizes. Account: of what it sees.",
+      doc: "Events of the calendars that are read; copies in several count each. Person: who organizes. Account: of what it sees.",
       show: () => {
         const rows = sums(data.events, weeks()).map((one) => ({ week: monday(one.key), ...one }));
         return {
@@ -351,32 +373,33 @@
     const met = sums(data.meetings, weeks()).reduce((all, one) => Object.fromEntries(Object.keys(one).map((name) => [name, (all[name] ?? 0) + one[name]])), {});
     const events = sums(data.events, weeks()).reduce((all, one) => ({ linked: all.linked + one.linked, all: all.all + one.linked + one.unseen + one.none }), { linked: 0, all: 0 });
     const minutes = cells.reduce((sum, one) => sum + one.minutes, 0);
-    const personWeeks = cells.reduce((sum, one) => sum + one.people, 0);
+    const alone = state.person !== ALL || state.account !== ALL;
+    const divisor = alone ? weeks().length : cells.reduce((sum, one) => sum + one.people, 0);
     const percent = (value) => (value === null ? "–" : `${value} %`);
     const shown = [
-      ["load", "hours in meetings per person and week", said(personWeeks ? round(minutes / 60 / personWeeks) : null)],
-      ["open", "action items open today", said(now.open)],
+      ["load", alone ? "hours in meetings a week" : "hours in meetings per person, in weeks with any", said(divisor ? round(minutes / 60 / divisor) : null)],
+      ["open", `action items open on ${data.today}`, said(now.open)],
       ["overdue", "of them overdue", said(now.overdue)],
       ["noted_share", "ended meetings with notes", percent(share(met.noted, met.ended))],
-      ["coverage", "meetings prepared", percent(share(met.prepared, met.meetings))],
+      ["coverage", "meetings prepared so far", percent(share(met.prepared, met.meetings))],
       ["linkage", "events with their meeting", percent(share(events.linked, events.all))],
     ];
     at("figures").replaceChildren(
-      ...shown.filter(([id]) => !data.hidden.includes(id)).map(([id, name, value]) => make("div", { id: `figure-${id}` }, make("dt", { textContent: name }), make("dd", { textContent: value }))),
+      ...shown.filter(([id]) => isShown(id)).map(([id, name, value]) => make("div", { id: `figure-${id}` }, make("dt", { textContent: name }), make("dd", { textContent: value }))),
     );
   }
 
   function health() {
     const rows = data.health.filter((one) => state.account === ALL || one.account === data.accounts[state.account]);
-    const bad = rows.filter((one) => !one.complete);
-    const body = [...bad, ...rows.filter((one) => one.complete)].map((one) =>
+    const bad = rows.filter((one) => one.state !== "complete");
+    const body = [...bad, ...rows.filter((one) => one.state === "complete")].map((one) =>
       make("tr", {}, make("th", { scope: "row", textContent: one.account }), make("td", { textContent: one.stream }),
-        make("td", { className: one.complete ? "good" : "bad", textContent: one.complete ? "complete" : "NOT complete" }),
+        make("td", { className: one.state === "complete" ? "good" : "bad", textContent: one.state }),
         ...[one.reason ?? "", one.listed ?? "never", said(one.broken)].map((text) => make("td", { textContent: text }))),
     );
     const head = ["account", "stream", "state", "why not, and what to do", `last listed (${data.zone})`, "broken rows"];
     const grid = make("table", { className: "words" }, make("thead", {}, make("tr", {}, ...head.map((name) => make("th", { scope: "col", textContent: name })))), make("tbody", {}, ...body));
-    const told = bad.length ? `${bad.length} of ${rows.length} are not complete.` : `All ${rows.length} are complete.`;
+    const told = bad.length ? `${bad.length} of ${rows.length} are not complete, or not any more.` : `All ${rows.length} are complete.`;
     const section = at("health") ?? make("section", { id: "health", className: "wide" });
     section.setAttribute("aria-labelledby", "health-title");
     section.replaceChildren(
@@ -389,10 +412,11 @@
   function tell() {
     const hours = (Date.now() - Date.parse(data.published)) / 3600000;
     const age = hours < 1 ? "less than an hour ago" : hours < 48 ? `${Math.floor(hours)} h ago` : `${Math.floor(hours / 24)} days ago`;
-    const bad = data.health.filter((one) => !one.complete).length;
+    const bad = data.health.filter((one) => one.state !== "complete").length;
     at("told").replaceChildren(
       make("span", { className: hours > 48 ? "bad" : "", textContent: `As of ${data.published_local} (${data.zone}), ${age}. ` }),
-      make("a", { href: "#health", className: bad ? "bad" : "", textContent: bad ? `${bad} of ${data.health.length} parts are not complete.` : "Everything is complete." }),
+      make("a", { href: "#health", className: bad ? "bad" : "", textContent: bad ? `${bad} of ${data.health.length} parts are not complete, or not any more.` : "Everything is complete." }),
+      ...(data.undated.length ? [` In no week, for they have no date: ${data.undated.join(", ")}.`] : []),
       ...(data.others ? [` ${said(data.others)} more people are in the sums, not in the list.`] : []),
     );
   }
@@ -404,10 +428,10 @@
     document.body.ariaBusy = "true";
     const charts = Object.entries(SECTIONS).map(([id, section]) => draw(id, section));
     health();
-    const last = Promise.all(charts).then(() => {
-      if (last === refreshed) document.body.ariaBusy = "false";
+    const all = Promise.all(charts).then(() => {
+      if (all === refreshed) document.body.ariaBusy = "false";
     });
-    refreshed = last;
+    refreshed = all;
   }
 
   const option = (value, text) => make("option", { value, textContent: text });
@@ -418,27 +442,37 @@
   at("filters").addEventListener("change", ({ target }) => {
     if (target.id === "person" || target.id === "account") state[target.id] = Number(target.value);
     else if (target.id === "period") {
-      if (target.value) Object.assign(state, { until: data.now, from: Math.max(0, data.now + 1 - Number(target.value)) });
+      if (target.value) Object.assign(state, last(Number(target.value)));
     } else {
       const week = weekOf(target.value);
-      if (!Number.isFinite(week)) return;
-      state[target.id] = Math.min(Math.max(week, 0), data.weeks - 1);
+      if (week !== within(week)) return; // half a year number is none yet
+      state[target.id] = week;
       if (state.from > state.until) state[target.id === "from" ? "until" : "from"] = state[target.id];
     }
     refresh();
   });
+  at("filters").addEventListener("focusout", () => setTimeout(showFilters));
   at("filters").addEventListener("submit", (event) => event.preventDefault());
   at("filters").addEventListener("reset", (event) => {
     event.preventDefault();
     Object.assign(state, start);
     refresh();
   });
+  addEventListener("click", (event) => {
+    const place = event.target.closest?.("a[href^='#']");
+    if (!place) return;
+    event.preventDefault(); // the end of the address holds the filters
+    const target = at(place.hash.slice(1));
+    target.tabIndex = -1;
+    target.focus();
+    target.scrollIntoView();
+  });
   addEventListener("hashchange", () => {
-    if (!location.hash.includes("from=")) return; // a link within the page
     fromAddress();
     refresh();
   });
   fromAddress();
   tell();
+  setInterval(tell, 60000);
   refresh();
 })();
