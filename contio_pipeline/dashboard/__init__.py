@@ -93,22 +93,19 @@ def page(
     people = _PEOPLE
     while len(told := orjson.dumps(numbers.told(people))) > _BYTES and people:
         people //= 2
-    texts = {name: _text(name) for name in ("charts.js", "page.js")}
-    if not texts["charts.js"]:
+    own = files(__package__)
+    scripts = {"charts": "", "script": (own / "page.js").read_text(encoding="utf-8")}
+    if (own / "charts.js").is_file():
+        scripts["charts"] = (own / "charts.js").read_text(encoding="utf-8")
+    else:
         log.warning("the dashboard has numbers and no charts, for this installation lacks them: run make install")
-    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts.values())
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts.values())
     parts = {
         "hashes": " ".join(f"'sha256-{one}'" for one in hashes),
         "data": told.decode().replace("<", "\\u003c"),
-        "charts": texts["charts.js"],
-        "script": texts["page.js"],
+        **scripts,
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _text("page.html"))
-
-
-def _text(name: str) -> str:
-    file = files(__package__) / name
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], (own / "page.html").read_text(encoding="utf-8"))
 
 
 class _Numbers:
@@ -129,6 +126,7 @@ class _Numbers:
         self._today = self._now.date()
         self._first = self._today - timedelta(days=self._today.weekday(), weeks=_BEFORE)
         self._mart = mart
+        self._measures: dict[str, tuple[str, ...]] = {}
         named = "SELECT account FROM mart.sync_health UNION SELECT _account FROM raw.accounts ORDER BY ALL"
         self._accounts = [account for (account,) in query(named)]
         self._add_up()
@@ -170,6 +168,7 @@ class _Numbers:
 
     def _cells(self, name: str, rows: str, *measures: str) -> None:
         """Add rows (`seen_by`, `person`, `key`, measures) up: of all accounts once, and of what each sees."""
+        self._measures[name] = measures
         sums = ", ".join(f'sum("{one}")::BIGINT AS "{one}"' for one in measures)
         of_each = "UNION ALL SELECT unnest(seen_by), * EXCLUDE (seen_by) FROM grouped" if self._accounts[1:] else ""
         self._query(
@@ -250,14 +249,14 @@ class _Numbers:
 
     def _cube(self, name: str, most: int) -> dict[str, list[Any]]:
         accounts = f"[{', '.join(map(literal, self._accounts))}]::VARCHAR[]"
-        columns = [str(column) for column, *_ in self._query(f"DESCRIBE cells_{name}")][3:]
-        sums = ", ".join(f'sum("{one}")::BIGINT' for one in columns)
+        measures = self._measures[name]
+        sums = ", ".join(f'sum("{one}")::BIGINT' for one in measures)
         rows = self._query(
             f"""SELECT coalesce(list_position({accounts}, account) - 1, {_ALL}) AS a,
                     CASE WHEN number < {most} THEN number ELSE {_ALL} END AS p, key, {sums}
                 FROM cells_{name} LEFT JOIN known USING (person) GROUP BY a, p, key ORDER BY a, p, key"""
         )
-        return {"measures": columns, **_columns(["account", "person", "key", *columns], rows)}
+        return {"measures": list(measures), **_columns(["account", "person", "key", *measures], rows)}
 
     def _load(self, most: int) -> dict[str, list[Any]]:
         rows = self._query(
@@ -294,7 +293,7 @@ class _Numbers:
         rows = self._query(
             f"""SELECT account, stream, {local("last_listed_at")},
                     CASE WHEN NOT is_complete THEN 'NOT complete' WHEN last_complete_at >= {fresh} THEN 'complete'
-                        ELSE 'NOT since ' || {local("last_complete_at")} END, reason, broken_rows
+                        ELSE 'last complete ' || {local("last_complete_at")} END, reason, broken_rows
                 FROM mart.sync_health ORDER BY account, stream"""
         )
         return [

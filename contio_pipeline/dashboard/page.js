@@ -368,7 +368,7 @@
   };
 
   function figures() {
-    const { cells } = load();
+    const { cells, empty } = load();
     const now = openItems().at(-1);
     const met = sums(data.meetings, weeks()).reduce((all, one) => Object.fromEntries(Object.keys(one).map((name) => [name, (all[name] ?? 0) + one[name]])), {});
     const events = sums(data.events, weeks()).reduce((all, one) => ({ linked: all.linked + one.linked, all: all.all + one.linked + one.unseen + one.none }), { linked: 0, all: 0 });
@@ -377,7 +377,7 @@
     const divisor = alone ? weeks().length : cells.reduce((sum, one) => sum + one.people, 0);
     const percent = (value) => (value === null ? "–" : `${value} %`);
     const shown = [
-      ["load", alone ? "hours in meetings a week" : "hours in meetings per person, in weeks with any", said(divisor ? round(minutes / 60 / divisor) : null)],
+      ["load", alone ? "hours in meetings a week" : "hours in meetings per person, in weeks with any", said(divisor && !empty ? round(minutes / 60 / divisor) : null)],
       ["open", `action items open on ${data.today}`, said(now.open)],
       ["overdue", "of them overdue", said(now.overdue)],
       ["noted_share", "ended meetings with notes", percent(share(met.noted, met.ended))],
@@ -412,9 +412,12 @@
   function tell() {
     const hours = (Date.now() - Date.parse(data.published)) / 3600000;
     const age = hours < 1 ? "less than an hour ago" : hours < 48 ? `${Math.floor(hours)} h ago` : `${Math.floor(hours / 24)} days ago`;
+    Object.assign(at("age"), { className: hours > 48 ? "bad" : "", textContent: `As of ${data.published_local} (${data.zone}), ${age}. ` });
+  }
+
+  function introduce() {
     const bad = data.health.filter((one) => one.state !== "complete").length;
-    at("told").replaceChildren(
-      make("span", { className: hours > 48 ? "bad" : "", textContent: `As of ${data.published_local} (${data.zone}), ${age}. ` }),
+    at("told").append(
       make("a", { href: "#health", className: bad ? "bad" : "", textContent: bad ? `${bad} of ${data.health.length} parts are not complete, or not any more.` : "Everything is complete." }),
       ...(data.undated.length ? [` In no week, for they have no date: ${data.undated.join(", ")}.`] : []),
       ...(data.others ? [` ${said(data.others)} more people are in the sums, not in the list.`] : []),
@@ -472,6 +475,7 @@
     refresh();
   });
   fromAddress();
+  introduce();
   tell();
   setInterval(tell, 60000);
   refresh();
