@@ -296,6 +296,8 @@ def test_each_materialization_says_what_was_done(project: Project) -> None:
     assert published["files"] > 10
     assert published["bytes"] > 100_000
     assert (Path(published["folder"]) / "contio.duckdb").is_file()
+    assert published["dashboard"] == str(Path(published["folder"]) / "dashboard.html")
+    assert Path(published["dashboard"]).is_file()
 
     project.run("window", DAYS)
     told = project.latest("meetings")
