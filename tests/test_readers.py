@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -326,6 +327,7 @@ def follow(kind: str, data: str, stop: str) -> None:
     ended = False
     while not ended:
         ended = Path(stop).exists()
+        time.sleep(0.2)  # nobody refreshes faster, and four that do keep two cores from everything else
         seen.append(agreed(look()))
         assert seen[-2] <= seen[-1], f"back from {seen[-2]} to {seen[-1]}"
     again = agreed((read or by_duckdb)(first))
