@@ -46,7 +46,7 @@ from contio_pipeline.privacy import Policy
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import RUNS, STREAMS, Stream, Table, tables
 from contio_pipeline.warehouse import Warehouse
-from contio_pipeline.workfile import attach, literal, make_tables, quoted, with_room
+from contio_pipeline.workfile import attach, literal, make_tables, parquet, quoted, with_room
 
 log = logging.getLogger(__name__)
 
@@ -278,15 +278,15 @@ def _build(
             if table.schema == "raw":
                 had = known.shown.get(table.full_name, {}) if known else {}
                 _write_months(connection, table, staging, shown[table.full_name], had, before)
-        page = dashboard.page(
-            lambda sql: with_room(connection, lambda: connection.execute(sql).fetchall()),
-            lambda mart: staging / _mart_part(mart),
-            now,
-            terms.zone,
-            terms.policy.hidden,
-            terms.fresh_hours,
+        source = dashboard.Source(
+            query=lambda sql: with_room(connection, lambda: connection.execute(sql).fetchall()),
+            mart=lambda mart: staging / _mart_part(mart),
+            now=now.astimezone(ZoneInfo(terms.zone)),
+            zone=terms.zone,
+            hidden=terms.policy.hidden,
+            fresh=timedelta(hours=terms.fresh_hours),
         )
-    (staging / dashboard.FILE).write_text(page, encoding="utf-8")
+        (staging / dashboard.FILE).write_text(dashboard.page(source), encoding="utf-8")
     return rows, _Memory(staging.name, terms.maker, prints, shown, marts), masked
 
 
@@ -409,7 +409,7 @@ def _write_months(
             written[month] = staging / part
     if written:
         held = " UNION ALL ".join(
-            f"SELECT '{month}', {_telling(table)} FROM {_file(part)}" for month, part in written.items()
+            f"SELECT '{month}', {_telling(table)} FROM {parquet(part)}" for month, part in written.items()
         )
         found = {month: f"{count} {total}" for month, count, total in connection.execute(held).fetchall()}
         differ = [month for month in written if found[month] != prints[month]]
@@ -444,9 +444,9 @@ def _make_marts(
             counting = f"SELECT num_rows FROM parquet_file_metadata({literal(str(part))})"
             [(rows[name],)] = connection.execute(counting).fetchall()
         else:
-            of_files = re.sub(r"\bmart\.\w+", lambda read: _file(staging / _mart_part(read[0])), selects[name])
+            of_files = re.sub(r"\bmart\.\w+", lambda read: parquet(staging / _mart_part(read[0])), selects[name])
             [(rows[name],)] = _copy(connection, of_files, part)
-        make = f"TABLE {name} AS FROM {_file(part)}" if mart.stored else f"VIEW {name} AS {selects[name]}"
+        make = f"TABLE {name} AS FROM {parquet(part)}" if mart.stored else f"VIEW {name} AS {selects[name]}"
         with_room(connection, partial(connection.execute, f"CREATE {make}"))
     connection.execute("BEGIN")
     for mart in MARTS:
@@ -463,11 +463,6 @@ def _make_marts(
 def _mart_part(mart: str) -> Path:
     """Where its file is, below a generation, by its full name."""
     return Path("parquet", *mart.split("."), "part.parquet")
-
-
-def _file(part: Path) -> str:
-    """SQL of what a Parquet file holds."""
-    return f"read_parquet({literal(str(part))}, hive_partitioning = false)"
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, select: str, target: Path) -> list[tuple[int]]:

@@ -535,6 +535,11 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def parquet(file: Path) -> str:
+    """SQL of what a Parquet file holds."""
+    return f"read_parquet({literal(str(file))}, hive_partitioning = false)"
+
+
 def column_list(columns: Sequence[Column]) -> str:
     """Columns and their types as CREATE TABLE takes them."""
     return ", ".join(f"{quoted(column.name)} {SQL_TYPES[column.kind]}" for column in columns)

@@ -674,10 +674,9 @@ def test_answers_that_are_there_in_time_let_fewer_be_under_way(sandbox: Sandbox,
     under_way: list[int] = []
     sandbox.before = lambda _: under_way.append(statuses(sandbox).count(0))
     for _page in new_client().pages("ana", "action-items", {}):
-        time.sleep(0.05)  # the caller is what is waited for
+        time.sleep(0.2)  # the caller is what is waited for, on a busy machine too
     assert len(under_way) > 5 * IN_FLIGHT
-    later = sorted(under_way[len(under_way) // 2 :])
-    assert later[len(later) // 2] <= IN_FLIGHT // 2  # now and then a busy machine lets an answer be waited for
+    assert max(under_way[-IN_FLIGHT:]) <= IN_FLIGHT // 2
 
 
 def test_a_page_is_asked_for_with_the_filters_the_size_and_where_it_begins(

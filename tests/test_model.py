@@ -1,6 +1,6 @@
 """The promise, against sequences that nobody thought of: random worlds, changes, faults and syncs, and what must hold after each.
 
-20 short sequences run by default, the same ones each time; CONTIO_MODEL_EXAMPLES says how many random ones instead.
+30 short sequences run by default, the same ones each time; CONTIO_MODEL_EXAMPLES says how many random ones instead.
 A failure prints the shortest sequence found and a blob that repeats it.
 """
 
@@ -839,7 +839,7 @@ def case(name: str, examples: int) -> type[TestCase]:
     return made
 
 
-EXAMPLES = max(int(ON_DEMAND or 20) // 10, 1)
+EXAMPLES = max(int(ON_DEMAND or 30) // 10, 1)
 (
     TestModel0,
     TestModel1,

@@ -15,22 +15,20 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import orjson
 
 from contio_pipeline.marts import item_steps
-from contio_pipeline.workfile import literal
+from contio_pipeline.workfile import literal, parquet
 
 log = logging.getLogger(__name__)
 
 FILE = "dashboard.html"
-
-Query = Callable[[str], list[tuple[Any, ...]]]
 
 _BEFORE, _AHEAD = 52, 4
 """Weeks before and after this one that it shows."""
@@ -71,25 +69,30 @@ _WHOSE = {
 """What it cannot show of a person where the policy drops these."""
 
 
-def page(
-    query: Query,
-    mart: Callable[[str], Path],
-    now: datetime,
-    zone: str,
-    hidden: Mapping[str, str],
-    fresh_hours: float,
-) -> str:
-    """The page of what is about to be published.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the page is made of.
 
-    Args:
+    Attributes:
         query: runs SQL on the database that is about to be published.
         mart: where the Parquet file of a mart is, by its full name.
-        now: the time of the publication.
+        now: the time of the publication, in `zone`.
         zone: IANA name of the time zone of local days.
         hidden: `table.column` of `raw` -> what the publish policy does with it.
-        fresh_hours: what was complete longer ago than that is not called complete.
+        fresh: what was complete longer ago than that is not called complete.
     """
-    numbers = _Numbers(query, mart, now, zone, hidden, fresh_hours)
+
+    query: Callable[[str], list[tuple[Any, ...]]]
+    mart: Callable[[str], Path]
+    now: datetime
+    zone: str
+    hidden: Mapping[str, str]
+    fresh: timedelta
+
+
+def page(source: Source) -> str:
+    """The page of what is about to be published."""
+    numbers = _Numbers(source)
     people = _PEOPLE
     while len(told := orjson.dumps(numbers.told(people))) > _BYTES and people:
         people //= 2
@@ -111,29 +114,18 @@ def page(
 class _Numbers:
     """What the page shows: cells of an account, a person and a week, added up once, and told for as many people as fit."""
 
-    def __init__(
-        self,
-        query: Query,
-        mart: Callable[[str], Path],
-        now: datetime,
-        zone: str,
-        hidden: Mapping[str, str],
-        fresh_hours: float,
-    ) -> None:
-        self._query = query
-        self._fresh = timedelta(hours=fresh_hours)
-        self._now, self._zone, self._hidden = now.astimezone(ZoneInfo(zone)), zone, hidden
-        self._today = self._now.date()
+    def __init__(self, source: Source) -> None:
+        self._source, self._query = source, source.query
+        self._today = source.now.date()
         self._first = self._today - timedelta(days=self._today.weekday(), weeks=_BEFORE)
-        self._mart = mart
         self._measures: dict[str, tuple[str, ...]] = {}
         named = "SELECT account FROM mart.sync_health UNION SELECT _account FROM raw.accounts ORDER BY ALL"
-        self._accounts = [account for (account,) in query(named)]
+        self._accounts = [account for (account,) in self._query(named)]
         self._add_up()
 
     def _file(self, name: str) -> str:
         """SQL of a mart's file: its columns cost less to read than the view to ask."""
-        return f"read_parquet({literal(str(self._mart(f'mart.{name}')))}, hive_partitioning = false)"
+        return parquet(self._source.mart(f"mart.{name}"))
 
     def _add_up(self) -> None:
         f = self._file
@@ -222,11 +214,11 @@ class _Numbers:
         [(others,)] = self._query(f"SELECT count(*) FROM known WHERE number >= {most}")
         number = {person: place for place, (person, *_) in enumerate(people)}
         users: dict[str, str] = dict(self._query("SELECT _account, id FROM raw.accounts"))
-        dropped = {column for column, action in self._hidden.items() if action == "drop"}
+        dropped = {column for column, action in self._source.hidden.items() if action == "drop"}
         return {
-            "published": self._now.isoformat(timespec="seconds"),
-            "published_local": f"{self._now:%Y-%m-%d %H:%M}",
-            "zone": self._zone,
+            "published": self._source.now.isoformat(timespec="seconds"),
+            "published_local": f"{self._source.now:%Y-%m-%d %H:%M}",
+            "zone": self._source.zone,
             "first": self._first.isoformat(),
             "weeks": _BEFORE + 1 + _AHEAD,
             "now": _BEFORE,
@@ -287,9 +279,9 @@ class _Numbers:
 
     def _health(self) -> list[dict[str, Any]]:
         def local(moment: str) -> str:
-            return f"strftime({moment} AT TIME ZONE {literal(self._zone)}, '%Y-%m-%d %H:%M')"
+            return f"strftime({moment} AT TIME ZONE {literal(self._source.zone)}, '%Y-%m-%d %H:%M')"
 
-        fresh = f"TIMESTAMPTZ {literal((self._now - self._fresh).isoformat())}"
+        fresh = f"TIMESTAMPTZ {literal((self._source.now - self._source.fresh).isoformat())}"
         rows = self._query(
             f"""SELECT account, stream, {local("last_listed_at")},
                     CASE WHEN NOT is_complete THEN 'NOT complete' WHEN last_complete_at >= {fresh} THEN 'complete'

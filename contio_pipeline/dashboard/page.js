@@ -19,9 +19,10 @@
 
   // Filters -----------------------------------------------------------------------------------------------------------
 
-  const PRESETS = [4, 13, 26, 53];
+  const PRESETS = [...at("period").options].map((one) => Number(one.value)).filter(Boolean);
+  const USUAL = 13;
   const last = (weeks) => ({ until: data.now, from: Math.max(0, data.now + 1 - weeks) });
-  const start = { ...last(13), person: ALL, account: ALL, unknown: [] };
+  const start = { ...last(USUAL), person: ALL, account: ALL, unknown: [] };
   const state = { ...start };
   const within = (week) => Math.min(Math.max(week, 0), data.weeks - 1);
   const preset = () => (state.until === data.now ? PRESETS.find((weeks) => state.from === last(weeks).from) : undefined);
@@ -48,7 +49,7 @@
     if (!preset()) {
       asked.set("from", monday(state.from));
       asked.set("until", monday(state.until));
-    } else if (preset() !== 13) asked.set("period", preset());
+    } else if (preset() !== USUAL) asked.set("period", preset());
     if (state.person !== ALL) asked.set("person", data.people[state.person].id);
     if (state.account !== ALL) asked.set("account", data.accounts[state.account]);
     history.replaceState(null, "", `#${asked}`);
@@ -213,6 +214,15 @@
       return { week: monday(week), people, events, hours: round(minutes / 60, 2), each: people ? round(minutes / 60 / people, 2) : 0 };
     });
 
+  /** What is counted in each week: `rows` have the series' fields, and `key`, the number of the week. */
+  function counted(rows, series, unit, mark) {
+    const told = rows.map(({ key, ...row }) => ({ week: monday(key), ...row }));
+    return {
+      spec: overWeeks(told, series, unit, mark), series,
+      columns: ["week of", ...series.map(({ name }) => name)], rows: told.map((row) => [row.week, ...series.map(({ field }) => row[field])]),
+    };
+  }
+
   /** Shares of meetings: of the measure `whole`, those that each series' measure `of` counts. */
   function shares(whole, series, mark) {
     const rows = sums(data.meetings, weeks()).map((one) => ({ week: monday(one.key), ...one }));
@@ -250,7 +260,7 @@
     const left = { open: 0, overdue: 0, aged: 0 };
     return all.map((one) => {
       for (const name of Object.keys(left)) left[name] += one[name];
-      return { week: one.key < 0 ? "" : monday(one.key), number: one.key, ...left };
+      return { key: one.key, ...left };
     });
   }
 
@@ -303,13 +313,7 @@
     open: {
       title: "Action items: open and overdue",
       doc: `At the end of each week; in the last one, of ${data.today}. ${data.known_since ? `Before ${data.known_since}, the first sync, those that were deleted are missing. ` : ""}Person: who is to do it. Account: of what it sees now.`,
-      show: () => {
-        const rows = openItems().filter((one) => one.number >= state.from && one.number <= state.until);
-        return {
-          spec: overWeeks(rows, OPEN, "action items", "lines"), series: OPEN,
-          columns: ["week of", ...OPEN.map((one) => one.name)], rows: rows.map((row) => [row.week, ...OPEN.map(({ field }) => row[field])]),
-        };
-      },
+      show: () => counted(openItems().filter(({ key }) => key >= state.from && key <= state.until), OPEN, "action items", "lines"),
     },
     ages: {
       title: "Action items: how old are those that are open?",
@@ -336,13 +340,7 @@
     done: {
       title: "Action items: created and completed",
       doc: `In each week, the last one until ${data.today}. Person: who is to do it. Account: of what it sees now.`,
-      show: () => {
-        const rows = sums(data.items, weeks()).map((one) => ({ week: monday(one.key), ...one }));
-        return {
-          spec: overWeeks(rows, DONE, "action items", "beside"), series: DONE,
-          columns: ["week of", "created", "completed"], rows: rows.map((row) => [row.week, row.created, row.completed]),
-        };
-      },
+      show: () => counted(sums(data.items, weeks()), DONE, "action items", "beside"),
     },
     hygiene: {
       title: "Hygiene: what meetings left behind",
@@ -357,13 +355,7 @@
     linkage: {
       title: "Calendar: which events have a Contio meeting?",
       doc: "Events of the calendars that are read; copies in several count each. Person: who organizes. Account: of what it sees.",
-      show: () => {
-        const rows = sums(data.events, weeks()).map((one) => ({ week: monday(one.key), ...one }));
-        return {
-          spec: overWeeks(rows, LINKS, "events", "bars"), series: LINKS,
-          columns: ["week of", ...LINKS.map((one) => one.name)], rows: rows.map((row) => [row.week, ...LINKS.map(({ field }) => row[field])]),
-        };
-      },
+      show: () => counted(sums(data.events, weeks()), LINKS, "events", "bars"),
     },
   };
 
