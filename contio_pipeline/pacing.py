@@ -38,6 +38,9 @@ _UNPROVEN, _FEW = 0.1, 2
 """Where more than this share of the limit is used, and more than the server ever allowed in a window, a process has so few under
 way: if the limit is lower than believed, no more are refused before that is known."""
 
+_MOMENT = 0.2
+"""Seconds that nobody sends anything after a refusal, until it is said for how long."""
+
 _NAP = 0.02
 """Seconds until the next look, when one more request waits for those under way."""
 
@@ -112,12 +115,10 @@ class Budget:
         return self._learned(self._connection())[0]
 
     def _answered(self, connection: sqlite3.Connection) -> int:
-        """How many requests of the last window were not refused, those under way left out."""
+        """How many requests the server allowed in the last window, for sure: sent and answered in it, and not refused."""
         now = self._clock()
         [count] = connection.execute(
-            "SELECT (SELECT count(*) FROM slots WHERE stamp BETWEEN ?1 AND ?2)"
-            " - (SELECT count(*) FROM refusals WHERE stamp >= ?1)",
-            (now - self._window, now),
+            "SELECT count(*) FROM slots WHERE sent > ? AND stamp <= ? AND NOT refused", (now - self._window, now)
         ).fetchone()
         return int(count)
 
@@ -163,10 +164,9 @@ class Budget:
                 "SELECT boot, held_until, taken, proven FROM state, proof"
             ).fetchone()
             if boot != self._boot:
-                connection.execute("UPDATE slots SET stamp = ?", (now,))
+                connection.execute("UPDATE slots SET stamp = ?, sent = NULL", (now,))
                 connection.execute("UPDATE state SET boot = ?, held_until = 0", (self._boot,))
                 connection.execute("DELETE FROM learned")
-                connection.execute("DELETE FROM refusals")
                 held_until = 0.0
             # The count is kept beside the slots: counting them at every request would cost more than the request's own work.
             taken -= connection.execute("DELETE FROM slots WHERE stamp <= ?", (now - self._window,)).rowcount
@@ -185,7 +185,7 @@ class Budget:
                 ).fetchone()
                 result = max(leaves + self._window - now, 0.001), 0
             else:
-                cursor = connection.execute("INSERT INTO slots (stamp) VALUES (?)", (now + self._timeout,))
+                cursor = connection.execute("INSERT INTO slots (stamp, sent) VALUES (?, ?)", (now + self._timeout, now))
                 result = 0.0, int(cursor.lastrowid or 0)
                 taken += 1
                 with self._counting:
@@ -195,16 +195,20 @@ class Budget:
 
     def _release(self, number: int, *, refused: bool) -> None:
         """Restamp a slot; an answer beyond what was learned shows that the server allows as much."""
-        with self._counting:
-            self._under_way -= 1
+        try:
+            self._restamp(number, refused=refused)
+        finally:
+            with self._counting:
+                self._under_way -= 1
+
+    def _restamp(self, number: int, *, refused: bool) -> None:
         with suppress(sqlite3.OperationalError):  # a full disk: the slot then stays taken for longer, which is safe
             connection = self._connection()
             now = self._clock()
-            connection.execute("UPDATE slots SET stamp = ? WHERE number = ?", (now, number))
+            connection.execute("UPDATE slots SET stamp = ?, refused = ? WHERE number = ?", (now, refused, number))
             if refused:
-                connection.execute("DELETE FROM refusals WHERE stamp <= ?", (now - self._window,))
-                connection.execute("INSERT INTO refusals VALUES (?)", (now,))
                 connection.execute("UPDATE proof SET proven = 0")
+                connection.execute("UPDATE state SET held_until = max(held_until, ?)", (now + _MOMENT,))
                 return
             connection.execute("UPDATE proof SET proven = taken FROM state WHERE taken > proven")
             if connection.execute("SELECT 1 FROM learned").fetchone():
@@ -248,7 +252,13 @@ class Budget:
         try:
             connection.execute("PRAGMA synchronous=OFF")
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("CREATE TABLE IF NOT EXISTS slots (number INTEGER PRIMARY KEY, stamp REAL NOT NULL)")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS slots "
+                "(number INTEGER PRIMARY KEY, stamp REAL NOT NULL, sent REAL, refused INT NOT NULL DEFAULT 0)"
+            )
+            if "sent" not in {column for _, column, *_ in connection.execute("PRAGMA table_info(slots)")}:  # of before
+                connection.execute("ALTER TABLE slots ADD COLUMN refused INT NOT NULL DEFAULT 0")
+                connection.execute("ALTER TABLE slots ADD COLUMN sent REAL")
             connection.execute("CREATE INDEX IF NOT EXISTS slots_stamp ON slots (stamp)")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS state "
@@ -258,7 +268,6 @@ class Budget:
                 "CREATE TABLE IF NOT EXISTS proof (one INTEGER PRIMARY KEY CHECK (one = 1), proven INT NOT NULL)"
             )
             connection.execute("INSERT OR IGNORE INTO proof VALUES (1, 0)")
-            connection.execute("CREATE TABLE IF NOT EXISTS refusals (stamp REAL NOT NULL)")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS learned "
                 "(one INTEGER PRIMARY KEY CHECK (one = 1), allowed INT, patience INT, probe_at REAL, since REAL)"

@@ -221,7 +221,7 @@ class Server:
     """A strict one: of any window it allows so many, and those that it refuses count too."""
 
     def __init__(self, clock: Clock, limit: int) -> None:
-        self.clock, self.limit = clock, limit
+        self.clock, self.limit, self.seconds = clock, limit, 0.0
         self.seen: list[float] = []
         self.refused = 0
 
@@ -230,6 +230,7 @@ class Server:
         if sum(stamp > self.clock.now - WINDOW for stamp in self.seen) > self.limit:
             self.refused += 1
             raise Throttled("429")
+        self.clock.now += self.seconds
 
 
 def ask(budget: Budget, server: Server) -> int | None:
@@ -253,6 +254,22 @@ def test_a_limit_lower_than_believed_is_learned_and_kept_by_everybody(new_budget
     assert server.refused == 2  # the second one asked for more, once
     used = len(server.seen) / ((clock.now - 1000) / WINDOW)
     assert used > 0.95 * 40
+
+
+def test_a_slow_answer_does_not_raise_what_was_learned(new_budget: NewBudget) -> None:
+    """The server forgets a request before we do: one that is allowed then does not show that the limit is higher."""
+    clock = Clock()
+    budget, server = new_budget(clock, limit=100), Server(clock, 40)
+    for _ in range(41):
+        ask(budget, server)
+    server.seconds = WINDOW / 40
+    for _ in range(40 * 10):
+        ask(budget, server)
+        assert budget.allowed() <= 40
+    server.seconds = 0.0
+    for _ in range(40 * 10):
+        ask(budget, server)
+    assert server.refused == 2  # at the beginning, and when more was tried
 
 
 def test_when_the_other_program_is_gone_the_whole_limit_is_used_again(new_budget: NewBudget) -> None:
@@ -302,6 +319,16 @@ def test_a_crowd_that_is_refused_together_teaches_one_limit(new_budget: NewBudge
             slot.__exit__(None, None, None)
     assert outcomes == [40, None]
     assert budget.allowed() == 40
+
+
+def test_nobody_sends_anything_between_a_refusal_and_the_word_for_how_long(new_budget: NewBudget) -> None:
+    clock = Clock()
+    budget, other = new_budget(clock, limit=100), new_budget(clock, limit=100)
+    with pytest.raises(Throttled), budget.slot():
+        raise Throttled("429")
+    assert clock.naps == []
+    take(other)
+    assert clock.naps == [pytest.approx(0.2)]
 
 
 def test_what_was_learned_ends_with_the_boot(file: Path, new_budget: NewBudget) -> None:
@@ -494,6 +521,17 @@ def test_within_one_boot_nothing_is_reset(file: Path, new_budget: NewBudget) -> 
     with closing(sqlite3.connect(file)) as connection:
         [boot] = connection.execute("SELECT boot FROM state").fetchone()
     assert boot
+
+
+def test_a_file_of_an_earlier_version_is_gone_on_with(file: Path, new_budget: NewBudget) -> None:
+    clock = Clock()
+    take(new_budget(clock, limit=2))
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript("ALTER TABLE slots DROP COLUMN sent; ALTER TABLE slots DROP COLUMN refused")
+    budget = new_budget(clock, limit=2)
+    assert budget.used() == 1
+    take(budget, 2)
+    assert clock.now == pytest.approx(1060)
 
 
 def test_slots_that_have_left_are_removed_from_the_file(file: Path, new_budget: NewBudget) -> None:
