@@ -45,6 +45,7 @@ from contio_pipeline.protocol import (
     Page,
     PagePlan,
     check_status,
+    named,
     read_clock,
     read_filename,
     read_object,
@@ -423,7 +424,7 @@ class Client:
         cap = self._settings.document_max_mb * 2**20
 
         def once() -> Download:
-            what = f"GET {path}"
+            what = f"GET {named(path)}"
             request = self._http.build_request(
                 "GET",
                 f"{self._api}{path}",
@@ -460,11 +461,11 @@ class Client:
             finally:
                 response.close()
 
-        return self._persist(once, f"GET {path}")
+        return self._persist(once, f"GET {named(path)}")
 
     def _ask(self, account: str, path: str, params: dict[str, str], read: Callable[[bytes], R]) -> R:
         """Send one GET until it is answered, and read the answer."""
-        what = f"GET {path}"
+        what = f"GET {named(path)}"
 
         url = f"{self._api}{path}?{urlencode(params)}" if params else f"{self._api}{path}"
 

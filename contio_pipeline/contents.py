@@ -14,7 +14,7 @@ from typing import Any
 from contio_pipeline.documents import TOO_LARGE, DocumentStore, Incoming
 from contio_pipeline.errors import ApiError, BrokenAnswer, Enough, NotFound, ScopeMissing, StorageError
 from contio_pipeline.journal import Journal
-from contio_pipeline.protocol import fill_path
+from contio_pipeline.protocol import fill_path, named
 from contio_pipeline.streams import UNFINISHED, Stream
 from contio_pipeline.work import Done, StreamReport, Work
 
@@ -141,11 +141,11 @@ class Fetcher:
                     report.account, fill_path(stream.detail_path or "", id=row["id"], parent_id=row["parent_id"])
                 )
             except NotFound:
-                report.warn(f"document {row['id']} is gone since it was listed: the next sync records it")
+                report.warn(f"document {named(row['id'])} is gone since it was listed: the next sync records it")
                 return
             except ApiError as other:
                 error = other
-        report.incomplete(f"document {row['id']} could not be downloaded ({error}): the next sync tries again")
+        report.incomplete(f"document {named(row['id'])} could not be downloaded ({error}): the next sync tries again")
 
     def _download(
         self, account: str, stream: Stream, journal: Journal, row: dict[str, Any]

@@ -24,6 +24,7 @@ published file: `SELECT * FROM duckdb_columns()`, and what BI tools show beside 
 - **ops** is what was listed, when, and whether it is complete.
 
 What the publish policy hides is said in italics (`CONTIO_PRIVACY`, `CONTIO_PUBLISH_POLICY`); marts are made of what is left.
+`strict` also hashes ids that may be made of something else (an address, say), and hides what is no word where one is expected.
 """
 
 

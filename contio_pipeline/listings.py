@@ -17,7 +17,7 @@ from typing import Any
 from contio_pipeline.errors import AccountError, ApiError, ContioError, Enough, Forbidden, NotFound, ScopeMissing
 from contio_pipeline.journal import Journal
 from contio_pipeline.night import listing_pages
-from contio_pipeline.protocol import Page, fill_path, row_identity
+from contio_pipeline.protocol import Page, fill_path, named, row_identity
 from contio_pipeline.rows import decode
 from contio_pipeline.stage import Stage
 from contio_pipeline.streams import PROFILE_PATH, Stream, stream_named
@@ -372,7 +372,7 @@ class Lister:
                 stored.update(batch.ids)
             else:
                 failed.append(identity)
-                report.incomplete(f"{stream.name} {identity} was listed, but could not be read by id ({answer})")
+                report.incomplete(f"{stream.name} {named(identity)} was listed, but could not be read by id ({answer})")
             done.add(failed=not right)
             self._listener.advanced(done.count, done.total)
             if done.hopeless:
@@ -548,7 +548,7 @@ class Lister:
                     stage.add(decode(stream.columns, page.items), listed.parent)
             report.listing.total += listed.total
             if listed.problem:
-                report.incomplete(f"the list of {stream.parent} {listed.parent}: {listed.problem}")
+                report.incomplete(f"the list of {stream.parent} {named(listed.parent)}: {listed.problem}")
                 failed.append(listed.parent)
                 continue
             complete.append(listed.parent)

@@ -237,7 +237,8 @@ def _document_texts(_zone: str, _today: str) -> str:
     return f"""
         WITH {_CONTENTS}
         SELECT d.id, d.meeting_id, d.title, d.source_format, text, characters,
-            CASE WHEN text IS NULL THEN coalesce(t.reason, c.reason, CASE WHEN characters IS NOT NULL THEN 'it is hidden'
+            CASE WHEN text IS NULL THEN coalesce(t.reason, c.reason, CASE WHEN characters IS NOT NULL
+                    OR (d.content_state = 'stored' AND d.sha256 IS NULL) THEN 'it is hidden'
                 WHEN d.content_state = 'stored' THEN 'it is not read yet' ELSE 'its contents were not downloaded' END)
             END AS reason,
             d.sha256, d.created_at, d.seen_by, d.deleted_at

@@ -5,6 +5,9 @@ What lives here: which columns are hidden and how, as SQL that reads the private
 A column is kept, dropped (NULL), or hashed: 32 hexadecimal digits of the SHA-256 of a secret salt and the value, so that equal
 values stay equal, and joins and counts work. Where a column of a table is hidden, nothing else in it may tell: of `_extra` only
 times stay, `_hash` and the JSON of broken rows go.
+
+A row that says that it is for its owner alone is left out, with what lies below it and what names it; so is what says so while
+it is broken.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Literal
 
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import (
+    ACCOUNTS,
     DOCUMENT_CONTENTS,
     DOCUMENT_TEXTS,
     LISTED,
@@ -35,11 +39,20 @@ Action = Literal["keep", "drop", "hash"]
 
 STANDARD: Mapping[str, Action] = MappingProxyType({"private": "drop"})
 STRICT: Mapping[str, Action] = MappingProxyType(
-    {"person": "hash", "people": "hash", "notes": "hash", "name": "drop", "text": "drop", "private": "drop"}
+    {
+        "person": "hash",
+        "people": "hash",
+        "notes": "hash",
+        "content": "hash",
+        "name": "drop",
+        "text": "drop",
+        "private": "drop",
+    }
 )
 """What the preset `strict` does with columns, by what they hold; of notes marts ask whether there are any, so they are hashed."""
 
 _JUST_ME = "just_me"
+_ALONE = "(?i)just[-_ ]?me"
 _TIME = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\d(\.\d+)?)?"
 
 
@@ -53,7 +66,7 @@ class Policy:
         salt: of hashes.
         hides_just_me: whether rows that say that they are for their owner alone are left out.
         words_only: whether of columns that hold a word of a short list nothing else is let through, nor the API's own words of
-            what went wrong.
+            what went wrong, and of ids only what looks like one.
         streams: the streams that exist.
     """
 
@@ -96,10 +109,12 @@ class Policy:
             for table in declared
             if table.schema == "raw" and not table.shows and self.hides(_kind(table))
         ]
-        if self.hides_just_me:
-            of_streams = [table for stream in self.streams for table in (stream.table, stream.past)]
-            parts += [f"(SELECT 1 FROM {table.full_name} WHERE {_ALONE} LIMIT 1)" for table in of_streams]
-            parts.append(f"(SELECT 1 FROM {QUARANTINE.full_name} WHERE {_ALONE_BROKEN} LIMIT 1)")
+        if self._telltale:
+            of_streams = [(table, "_extra") for stream in self.streams for table in (stream.table, stream.past)]
+            parts += [
+                f"(SELECT 1 FROM {table.full_name} WHERE {self._tells(column)} LIMIT 1)"
+                for table, column in (*of_streams, (ACCOUNTS, "_extra"), (QUARANTINE, "raw"))
+            ]
         hidden = ", ".join(literal(stream.name) for stream in self.streams if self.hides(stream.name))
         if hidden:
             parts.append(f"(SELECT 1 FROM {QUARANTINE.full_name} WHERE stream IN ({hidden}) LIMIT 1)")
@@ -122,23 +137,30 @@ class Policy:
         """Why something went wrong, without the API's own words where these are hidden."""
         return re.sub(_QUOTED, "", reason) if self.words_only else reason
 
+    @property
+    def _telltale(self) -> str:
+        """The expression for fields that nobody knows in which something is said to be private; empty if that is shown."""
+        private = {column.name for stream in self.streams for column in stream.columns if column.holds == "private"}
+        dropped = {name.partition(".")[2] for name in self.hidden}
+        return "|".join([_ALONE] * self.hides_just_me + [f'"{name}"' for name in sorted(private & dropped)])
+
     # SQL ----------------------------------------------------------------------------------------------------------------
 
     def _rows(self, table: Table) -> str:
         """The condition for the rows that readers get; empty where that is all.
 
-        Left out are rows that say so, what lies below them, and earlier versions of rows that say so now.
+        Left out are rows that say so, what lies below them or names them, and earlier versions of rows that say so now.
         """
         if not self.hides_just_me or table.schema != "raw":
             return ""
         if table is QUARANTINE:
-            return f"(NOT {_ALONE_BROKEN})"
+            alone = " UNION ALL ".join(f"({self._alone(stream)})" for stream in self.streams)
+            named = """a._account = q._account AND (a.id IN (q.row_key, q._parent_id) OR contains(q.raw, '"' || a.id || '"'))"""
+            mentions = f"SELECT q.rowid FROM {QUARANTINE.full_name} q JOIN ({alone}) a ON {named}"
+            return f"(NOT regexp_matches(raw, '{_ALONE}') AND rowid NOT IN ({mentions}))"
         for stream in self.streams:
             if table in (stream.table, stream.past):
-                parts = [_ALONE, f"(_account, id) IN ({self._alone(stream)})"]
-                if stream.parent:
-                    parent = stream_named(stream.parent, self.streams)
-                    parts.append(f"(_account, _parent_id) IN ({self._alone(parent)})")
+                parts = [_SAYS_ALONE, f"(_account, id) IN ({self._alone(stream)})", *self._below(stream)]
                 return f"(NOT coalesce({' OR '.join(parts)}, false))"
         documents = " UNION ALL ".join(self._alone(stream) for stream in self.streams if stream.content_path)
         if table is DOCUMENT_CONTENTS and documents:
@@ -151,12 +173,25 @@ class Policy:
         return ""
 
     def _alone(self, stream: Stream) -> str:
-        """SQL of account and id of the rows that are for their owner alone, or lie below such a row."""
-        sql = f"SELECT _account, id FROM {stream.table.full_name} WHERE {_ALONE}"
-        if stream.parent:
-            above = self._alone(stream_named(stream.parent, self.streams))
-            sql += f" UNION ALL SELECT _account, id FROM {stream.table.full_name} WHERE (_account, _parent_id) IN ({above})"
-        return sql
+        """SQL of account and id of the rows that are for their owner alone, or lie below such a row, or name one."""
+        says = " OR ".join([_SAYS_ALONE, *self._below(stream)])
+        broken = f"stream = {literal(stream.name)} AND regexp_matches(raw, '{_ALONE}')"
+        return f"""SELECT _account, id FROM {stream.table.full_name} WHERE {says}
+            UNION ALL SELECT _account, row_key FROM {QUARANTINE.full_name} WHERE {broken}"""
+
+    def _below(self, stream: Stream) -> list[str]:
+        """SQL of the conditions for rows of the stream that lie below a row which is for its owner alone, or name one."""
+        names = [*([("_parent_id", stream.parent)] if stream.parent else []), *stream.names]
+        above = {column: self._alone(stream_named(named, self.streams)) for column, named in names}
+        lists = [column.name for column in stream.columns if above and column.kind == "json" and column.holds == "id"]
+        any_of = f"(SELECT list(_account || ' ' || id) FROM ({' UNION ALL '.join(above.values())}) a)"
+        return [
+            *(f"(_account, {quoted(column)}) IN ({alone})" for column, alone in above.items()),
+            *(
+                f"list_has_any(list_transform({_ids(quoted(one))}, lambda x: _account || ' ' || x), {any_of})"
+                for one in lists
+            ),
+        ]
 
     def _value(self, table: Table, column: Column) -> str:
         """SQL of what readers get of a column."""
@@ -168,8 +203,9 @@ class Policy:
             return self._people(sql) if column.kind == "json" else self._hash(sql, one_person=column.holds == "person")
         if f"{kind}.{name}" in self.actions:  # somebody said that it is kept
             return sql
-        if name == "_extra" and self.hides(kind):
-            return self._times(table)
+        if name == "_extra" and (self.hides(kind) or self._telltale):
+            times = self._times(table)
+            return times if self.hides(kind) else f"CASE WHEN {self._tells(sql)} THEN {times} ELSE {sql} END"
         return self._of_others(table, name) or (self._word(table, column, sql) if self.words_only else sql)
 
     def _of_others(self, table: Table, name: str) -> str:
@@ -183,16 +219,23 @@ class Policy:
         return ""
 
     def _word(self, table: Table, column: Column, sql: str) -> str:
-        """Only what such a column is for: a word; of a reason what is ours; of a list ids."""
+        """Only what such a column is for: a word; of a reason what is ours; ids, and of what does not look like one its hash."""
         if column.name == "reason":
             return f"regexp_replace({sql}, '{_QUOTED}', '', 'g')"
-        if column.kind == "json" and column.holds == "id":
-            ids = f"list_filter(CAST({sql} AS JSON[]), lambda x: json_type(x) = 'VARCHAR')"
-            return f"CASE WHEN json_type({sql}) = 'ARRAY' THEN to_json({ids}) END"
+        if column.holds == "id":
+            if column.kind != "json":
+                return self._id(sql)
+            each = f"list_transform({_ids(sql)}, lambda x: {self._id('x')})"
+            return f"CASE WHEN json_type({sql}) = 'ARRAY' THEN to_json({each}) END"
         own = column.name.startswith("_") or table is QUARANTINE or table.schema == "ops"
         if column.kind == "text" and not column.holds and not own:
             return f"CASE WHEN regexp_full_match({sql}, '{_WORD}') THEN {sql} END"
         return sql
+
+    def _id(self, value: str) -> str:
+        return (
+            f"CASE WHEN regexp_full_match({value}, '{_ID}') THEN {value} ELSE {self._hash(value, one_person=False)} END"
+        )
 
     def _hash(self, value: str, *, one_person: bool = True) -> str:
         """People are the same however they are written, as in the marts; what is blank stays so."""
@@ -232,24 +275,43 @@ class Policy:
                 pairs.append(f"'{column.name}', CASE WHEN regexp_full_match({value}, '{_TIME}') THEN {value} END")
         return f"CASE WHEN _extra IS NOT NULL THEN nullif({_present(pairs)}::VARCHAR, '{{}}')::JSON END"
 
+    def _tells(self, text: str) -> str:
+        """SQL of whether a text says of something that it is private."""
+        return f"coalesce(regexp_matches(CAST({text} AS VARCHAR), {literal(self._telltale)}), false)"
+
     def _kept_stream(self) -> str:
         hidden = ", ".join(literal(stream.name) for stream in self.streams if self.hides(stream.name))
         return f"stream NOT IN ({hidden})" if hidden else "true"
 
     def _of_broken(self, name: str) -> str:
         """Of a broken row of a stream with hidden columns: that there is one, its id, and which column it was."""
-        less = {"raw": "NULL", "reason": "split_part(split_part(reason, ':', 1), '(', 1)", "row_key": _ID_ALONE}[name]
-        return f"CASE WHEN {self._kept_stream()} THEN {name} ELSE {less} END"
+        key = self._id("row_key") if self.words_only else "row_key"
+        less = {
+            "raw": "NULL",
+            "reason": "split_part(split_part(reason, ':', 1), '(', 1)",
+            "row_key": f"CASE WHEN row_key <> sha256(raw) THEN {key} END",
+        }[name]
+        tells = f" AND NOT {self._tells('raw')}" if self._telltale else ""
+        return f"CASE WHEN {self._kept_stream()}{tells} THEN {name} ELSE {less} END"
 
 
-_ALONE = f"(_extra IS NOT NULL AND lower(json_extract_string(_extra, '$.access_level')) = '{_JUST_ME}')"
-_ALONE_BROKEN = f"contains(lower(raw), '{_JUST_ME}')"
-_ID_ALONE = "CASE WHEN row_key <> sha256(raw) THEN row_key END"
+_SAYS_ALONE = (
+    f"(regexp_matches(CAST(_extra AS VARCHAR), '{_ALONE}') AND "  # which is quicker than to look at the one field
+    f"regexp_matches(CAST(json_extract(_extra, '$.access_level') AS VARCHAR), '{_ALONE}'))"
+)
+_ID = "[A-Za-z0-9_=-]{0,255}"
 _WORD = "[A-Za-z0-9_.:+/-]{0,64}"
 _QUOTED = " ?\u2039[^\u203a]*\u203a"
 """The API's own words in a reason (`protocol.quoted`)."""
 
 _HIDDEN: Mapping[Action, str] = {"keep": "", "drop": " Hidden: NULL.", "hash": " Hidden: a salted hash."}
+
+
+def _ids(value: str) -> str:
+    """SQL of the texts of a JSON list; none where it is no list."""
+    each = f"CAST(CASE WHEN json_type({value}) = 'ARRAY' THEN {value} END AS JSON[])"
+    texts = f"list_filter({each}, lambda x: json_type(x) = 'VARCHAR')"
+    return f"list_transform({texts}, lambda x: json_extract_string(x, '$'))"
 
 
 def _present(pairs: Sequence[str]) -> str:

@@ -145,9 +145,14 @@ def _error_fields(body: bytes) -> dict[str, str]:
     text = texts.get("error_description") or texts.get("error") or texts.get("message", "")
     return {
         "code": code[:100],
-        "request_id": texts.get("request_id", "")[:100],
-        "text": " ".join(filter(None, (code[:100], quoted(text[:300])))),
+        "request_id": named(texts.get("request_id", "")[:100]),
+        "text": " ".join(filter(None, (named(code[:100]), quoted(text[:300])))),
     }
+
+
+def named(name: str) -> str:
+    """A code, an id or a path as it is told: marked as the server's words where it may be more than a name."""
+    return name if re.fullmatch(r"[\w./-]*", name, re.ASCII) else quoted(name)
 
 
 def quoted(words: str) -> str:

@@ -46,7 +46,7 @@ from contio_pipeline.privacy import Policy
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import RUNS, STREAMS, Stream, Table, tables
 from contio_pipeline.warehouse import Warehouse
-from contio_pipeline.workfile import attach, literal, make_tables, parquet, quoted, with_room
+from contio_pipeline.workfile import CLEAN, attach, literal, make_tables, parquet, quoted, with_room
 
 log = logging.getLogger(__name__)
 
@@ -254,6 +254,8 @@ def _build(
     """
     declared = tables(warehouse.streams)
     masked = bool(warehouse.query(terms.policy.question(declared)))
+    if not masked and not warehouse.meta(CLEAN):
+        warehouse.rewrite()  # the copy would hold bytes of broken rows that were to be hidden while they were there
     with warehouse.closed_file() as file:
         if masked:
             _copy_masked(warehouse, file, staging / DATABASE, terms.policy)

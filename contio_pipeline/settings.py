@@ -275,7 +275,7 @@ def _publish_policy(value: str) -> tuple[str, ...]:
 
 
 def _salt(value: str) -> Secret:
-    if len(value) < _LEAST_SALT:
+    if len(value) < _LEAST_SALT or len(set(value)) < _LEAST_SALT // 2:
         raise ValueError(f"must have at least {_LEAST_SALT} characters that nobody can guess")
     return Secret(value)
 
@@ -361,26 +361,31 @@ class Settings:
                 "CONTIO_HASH_SALT must be set, for something is to be hashed, and without a secret anybody could find out what: "
                 "make one with python -c 'import secrets; print(secrets.token_hex(16))', and keep it, or all hashes change"
             )
-        self._check_people()
+        self._check_alike()
         if self.calendar_start and self.calendar_end and self.calendar_start >= self.calendar_end:
             raise ValueError("CONTIO_CALENDAR_END must be a later day than CONTIO_CALENDAR_START")
 
-    def _check_people(self) -> None:
-        """Where a person is a hash in one column and not in another, nobody finds them again."""
+    def _check_alike(self) -> None:
+        """Where a person is a hash in one column and not in another, nobody finds them again; so with contents."""
         said = self.said_of_columns()
-        people = [
-            f"{table.name}.{column.name}"
-            for table in own_tables()
-            for column in table.columns
-            if column.holds in {"person", "people"}
-        ]
         usual = "hash" if self.privacy == "strict" else "keep"
-        actions = {name: said.get(name, usual) for name in people}
-        if set(actions.values()) >= {"hash", "keep"}:
-            kept, hashed = ([name for name, action in actions.items() if action == one] for one in ("keep", "hash"))
+
+        def actions(*holds: str) -> dict[str, str]:
+            found = [
+                f"{one.name}.{column.name}" for one in own_tables() for column in one.columns if column.holds in holds
+            ]
+            return {name: said.get(name, usual) for name in found}
+
+        people, contents = actions("person", "people"), actions("content")
+        if set(people.values()) >= {"hash", "keep"}:
+            kept, hashed = ([name for name, action in people.items() if action == one] for one in ("keep", "hash"))
             raise ValueError(
                 f"CONTIO_PUBLISH_POLICY would keep {', '.join(kept[:3])} and hash {', '.join(hashed[:3])}: columns that name "
                 "people are to be hashed all or none (or dropped), or nobody is found again; CONTIO_PRIVACY=strict hashes all"
+            )
+        if len(set(contents.values())) > 1:
+            raise ValueError(
+                f"CONTIO_PUBLISH_POLICY must say the same of {' and '.join(contents)}: what one hides, the other tells"
             )
 
     def as_environment(self) -> dict[str, str]:

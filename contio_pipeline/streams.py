@@ -16,10 +16,11 @@ Kind = Literal["text", "boolean", "integer", "number", "timestamp", "date", "jso
 """`timestamp` is an instant in UTC; `date` is a calendar day; `json` is any JSON value as text."""
 
 
-Holds = Literal["", "id", "person", "people", "name", "text", "notes", "private"]
+Holds = Literal["", "id", "person", "people", "name", "text", "notes", "content", "private"]
 """What a publish policy goes by: `person` is a user id or an address, `people` a JSON list (or object) of them with their names,
-`name` a person's name, `text` free text, `notes` free text of which marts ask whether it is there, `private` what the account's
-user alone sees in Contio; `id` names another thing. What holds none of these is a number, a time, or a word of a short list."""
+`name` a person's name, `text` free text, `notes` free text of which marts ask whether it is there, `content` a hash of what may
+be guessed, `private` what the account's user alone sees in Contio; `id` names a thing. What holds none of these is a number, a
+time, or a word of a short list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ _EXTRA = Column(
     "without a zone), under their own names; NULL where there are none.",
 )
 _HASH = Column("_hash", "text", "SHA-256 of the row's canonical JSON (sorted keys, no spaces), hexadecimal.")
-_PARENT = Column("_parent_id", "text", "The id of the parent under which the API listed the row.")
+_PARENT = Column("_parent_id", "text", "The id of the parent under which the API listed the row.", "id")
 _RUN = Column("_run_id", "text", "The sync that wrote this, see ops.runs.")
 _STATE = (
     Column(
@@ -460,7 +461,7 @@ DOCUMENT_CONTENTS = Table(
                 "stored (on disk), waiting (Contio still processes it), error (Contio could not), unavailable (see reason).",
             ),
             reason=("text", "Why the bytes are not stored; NULL when they are."),
-            sha256=("text", "SHA-256 of the bytes, hexadecimal; the file is documents/ab/cd/<sha256>."),
+            sha256=("text", "SHA-256 of the bytes, hexadecimal; the file is documents/ab/cd/<sha256>.", "content"),
             size_bytes=("integer", "Size in bytes."),
             content_type=("text", "Media type that the server sent."),
             filename=("text", "File name that the server sent: text, never a path.", "text"),
@@ -478,7 +479,7 @@ DOCUMENT_TEXTS = Table(
     "document_texts",
     "The text of document contents that are text, each once; mart.document_texts says of which document.",
     _columns(
-        sha256=("text", "SHA-256 of the bytes, hexadecimal."),
+        sha256=("text", "SHA-256 of the bytes, hexadecimal.", "content"),
         text=("text", "The bytes as text, a byte order mark left out; NULL where they are none (see reason).", "text"),
         characters=("integer", "Characters of the text."),
         reason=("text", "Why there is no text; NULL where there is."),
@@ -497,7 +498,7 @@ QUARANTINE = Table(
         _ACCOUNT,
         *_columns(
             stream=("text", "The stream in which it came."),
-            row_key=("text", "The row's id, or the SHA-256 of its JSON where it has no usable id."),
+            row_key=("text", "The row's id, or the SHA-256 of its JSON where it has no usable id.", "id"),
             reason=("text", "What is wrong with it."),
             raw=("text", "The row as JSON."),
             _first_seen_at=("timestamp", "When a sync first saw it so."),
@@ -613,7 +614,7 @@ LISTED = Table(
     _columns(
         account=("text", "The account."),
         stream=("text", "The stream."),
-        id=("text", "The row's id."),
+        id=("text", "The row's id.", "id"),
         listed_hash=("text", "SHA-256 of the row as it was listed."),
     ),
 )
@@ -624,7 +625,7 @@ CHILD_LISTS = Table(
     _columns(
         account=("text", "The account."),
         stream=("text", "The stream that has a list for each parent row."),
-        parent_id=("text", "The parent row's id."),
+        parent_id=("text", "The parent row's id.", "id"),
         listed_at=("timestamp", "When its list was last read whole."),
         tried_at=("timestamp", "When it was last asked for, whole or not."),
     ),
@@ -633,7 +634,8 @@ CHILD_LISTS = Table(
 META = Table(
     "ops",
     "meta",
-    "What the warehouse is: api_origin, schema_version, a hash of the application's client id, the calendar's range.",
+    "What the warehouse is: api_origin, schema_version, a hash of the application's client id, the calendar's range, whether "
+    "bytes of broken rows may be left in the file.",
     _columns(key=("text", "Which fact."), value=("text", "The fact.")),
     volatile=("key", "value"),
 )

@@ -26,6 +26,7 @@ from contio_pipeline.streams import (
     DOCUMENT_TEXTS,
     LISTED,
     MEETING_ALIASES,
+    META,
     QUARANTINE,
     RUNS,
     UNFINISHED,
@@ -34,7 +35,7 @@ from contio_pipeline.streams import (
     Table,
     stream_named,
 )
-from contio_pipeline.workfile import WorkFile, insert, literal, quoted, with_room
+from contio_pipeline.workfile import CLEAN, WorkFile, insert, literal, quoted, with_room
 
 A_DAY = timedelta(days=1)
 """Between a time without a zone and the same time in any zone lie at most 14 hours."""
@@ -233,23 +234,26 @@ class Warehouse(WorkFile):
     def _quarantine(self, run: Run, stream: Stream, listed: Scope | None) -> int:
         """Keep broken rows as received, and let go of those that came intact or, when all were listed, came no more."""
         mine = f"DELETE FROM {QUARANTINE.full_name} WHERE _account = $account AND stream = $stream"
-        run(f"{mine} AND row_key IN (SELECT id FROM chosen)", stream=stream.name)
+        left = run(f"{mine} AND row_key IN (SELECT id FROM chosen)", stream=stream.name)
         if listed and not listed.dates:
-            run(
+            left += run(
                 f"""{mine} AND row_key NOT IN (SELECT key FROM chosen_broken)
                     AND (_parent_id IS NULL OR _parent_id IN (SELECT unnest($parents::VARCHAR[])))""",
                 stream=stream.name,
                 parents=list(listed.parents or ()),
             )
-        run(
+        left += run(
             f"""MERGE INTO {QUARANTINE.full_name} q USING chosen_broken b
                 ON q._account = $account AND q.stream = $stream AND q.row_key = b.key
                 WHEN MATCHED AND (q.raw <> b.raw OR q.reason <> b.reason) THEN UPDATE SET
                     raw = b.raw, reason = b.reason, _run_id = $run
                 WHEN NOT MATCHED THEN INSERT (_account, stream, row_key, reason, raw, _parent_id, _first_seen_at, _run_id)
-                    VALUES ($account, $stream, b.key, b.reason, b.raw, b._parent_id, $now, $run)""",
+                    VALUES ($account, $stream, b.key, b.reason, b.raw, b._parent_id, $now, $run)
+                RETURNING (merge_action = 'UPDATE')::BIGINT""",
             stream=stream.name,
         )
+        if any(count for (count,) in left):
+            run(f"DELETE FROM {META.full_name} WHERE key = $clean", clean=CLEAN)
         [(count,)] = run("SELECT count(*) FROM chosen_broken")
         return int(count)
 

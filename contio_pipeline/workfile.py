@@ -71,6 +71,9 @@ MIGRATIONS: Mapping[int, Migration] = {1: _histories_without_what_is_current}
 _ROW_GROUP = 16384
 """Rows that DuckDB compresses together: it holds them in memory, and its default of 122,880 rows with long texts is a GB."""
 
+CLEAN = "nothing_left_behind"
+"""The fact of `ops.meta` that no broken row has left the file: of one that did, bytes may still be there."""
+
 _A_LOOK = 0.05
 """Seconds: far longer than `writer` holds the lock to see whether somebody else does."""
 
@@ -221,6 +224,8 @@ class WorkFile:
                 connection.execute(f"ATTACH {literal(str(file))} AS old (READ_ONLY)")
                 attach(connection, fresh, "fresh")
                 with_room(connection, lambda: connection.execute("COPY FROM DATABASE old TO fresh"))
+                connection.execute(f"DELETE FROM fresh.{META.full_name} WHERE key = {literal(CLEAN)}")
+                connection.execute(f"INSERT INTO fresh.{META.full_name} VALUES ({literal(CLEAN)}, 'yes')")
                 connection.execute("CHECKPOINT fresh")
             except duckdb.Error as error:
                 raise self._failed(error) from error
@@ -274,6 +279,8 @@ class WorkFile:
                 migrations[step](connection)
             make_tables(connection, self.streams)
             self.put_meta("schema_version", str(self._version))
+            if found is None:
+                self.put_meta(CLEAN, "yes")
             stored = self.meta("api_origin")
             if stored and origin and stored != origin:
                 raise ConfigError(

@@ -190,8 +190,8 @@ def test_what_is_shown_is_the_same_as_where_nothing_is_hidden(hidden: Place) -> 
 
 
 TOLD_LESS = {
-    "title", "summary_notes", "description", "location", "text", "name", "context_type", "source_name", "created_by_user_id",
-    "assigned_to_user_id", "user_id", "email", "organizer_email", "organizer_name", "person_id",
+    "title", "summary_notes", "description", "location", "text", "name", "context_type", "source_name", "sha256",
+    "created_by_user_id", "assigned_to_user_id", "user_id", "email", "organizer_email", "organizer_name", "person_id",
 }  # fmt: skip
 TOLD_OTHERWISE = {("people", "id"), ("document_texts", "reason"), ("calendar_events", "occurrence")}
 """Columns of marts that are hidden, or hashed, and what follows from it."""
@@ -353,6 +353,153 @@ def test_what_lies_below_a_meeting_of_its_owner_alone_is_left_out_too(new_place:
     assert published(place.settings.data_dir)[1] == []
 
 
+def test_of_a_broken_row_that_was_hidden_and_mended_no_byte_is_left(place: Place) -> None:
+    [secret_one] = place.world.insert(
+        "meetings", account="ana", access_level="just_me", title=f"{MARK} title", status={"a": 1}
+    )
+    place.sync()
+    assert published(place.settings.data_dir)[1] == []
+    place.world.update("meetings", ids=[secret_one], access_level="everyone", title="mended", status="completed")
+    place.sync()
+    assert place.query(f"SELECT title FROM raw.meetings WHERE id = '{secret_one}'") == [("mended",)]
+    assert published(place.settings.data_dir)[1] == []
+    place.world.update("meetings", ids=[secret_one], title="mended again")
+    place.sync()
+    assert published(place.settings.data_dir)[1] == []
+
+
+def test_what_a_warehouse_of_before_may_have_left_behind_is_not_published(place: Place) -> None:
+    file = place.settings.data_dir / "warehouse.duckdb"
+    place.sync()
+    with Warehouse(place.settings.data_dir, origin=None) as warehouse:
+        warehouse.connection.execute(f"CREATE TABLE ops.gone AS SELECT '{MARK}' || range AS one FROM range(40000)")
+        warehouse.connection.execute("CHECKPOINT")
+        warehouse.connection.execute("DROP TABLE ops.gone")
+        warehouse.connection.execute("DELETE FROM ops.meta WHERE key = 'nothing_left_behind'")
+    assert MARK.encode() in file.read_bytes()
+    place.world.update("meetings", 1, title="another")
+    place.sync()
+    assert published(place.settings.data_dir)[1] == []
+    assert MARK.encode() not in file.read_bytes()
+
+
+@pytest.mark.parametrize("known_before", [False, True])
+def test_a_broken_row_that_is_for_its_owner_alone_takes_all_below_it_along(
+    new_place: NewPlace, known_before: bool
+) -> None:
+    place = new_place(meetings=10, accounts=1)
+    place.overrides["optional_streams"] = "participants,agenda_items"
+    [meeting] = place.world.insert("meetings", account="ana", title=MARK)
+    if known_before:
+        place.sync()
+        assert published(place.settings.data_dir)[1]
+    place.world.update("meetings", ids=[meeting], access_level="just_me", status={"a": MARK})
+    fill_below(place.world, meeting)
+    for _ in range(2):
+        place.sync()
+        assert published(place.settings.data_dir, "current")[1] == []
+    assert place.query("SELECT count(*) > 5 FROM raw.meetings") == [(True,)]
+
+
+def fill_below(world: World, meeting: str) -> None:
+    """All that can lie below a meeting or name it, with the mark, whole and broken."""
+    for stream, fields, wrong in (
+        ("context_documents", {"title": MARK, "file_status": "complete"}, {"context_type": {}}),
+        ("participants", {"name": MARK, "email": f"{MARK}@example.com"}, {"role": {}}),
+        ("agenda_items", {"title": MARK}, {"status": {}}),
+        ("action_items", {"title": MARK}, {"status": {}}),
+        (
+            "calendar_events",
+            {"title": MARK, "linked_meetings": ["another", meeting], "meeting_id": None},
+            {"location": {}},
+        ),
+    ):
+        names = {} if stream == "calendar_events" else {"meeting_id": meeting}
+        ids = world.insert(stream, account="ana", **names, **fields)
+        world.insert(stream, account="ana", **names, **fields, **wrong)
+        if stream == "context_documents":
+            world.rewrite_contents(ids, body=MARK)
+
+
+def test_who_it_is_for_is_understood_in_every_shape(place: Place) -> None:
+    for shape in (" just_me ", ["just_me"], {"type": "JUST_ME"}, "just-me", "justMe"):
+        place.world.insert("meetings", account="ana", access_level=shape, title=MARK)
+    place.sync()
+    assert published(place.settings.data_dir)[1] == []
+
+
+def test_fields_that_nobody_knows_go_where_they_hold_something_private(place: Place) -> None:
+    own = {"attachments": [{"access_level": "just_me", "name": MARK}]}, {"agenda_items": [{"talking_points": MARK}]}
+    for fields in own:
+        place.world.insert("meetings", account="ana", title="shown", **fields)
+        place.world.insert("meetings", account="ana", title="shown", status={}, **fields)
+    place.sync()
+    assert published(place.settings.data_dir)[1] == []
+    assert place.query("SELECT count(*), count(_extra) FROM raw.meetings WHERE title = 'shown'") == [(2, 0)]
+    place.overrides["publish_policy"] = "agenda_items.talking_points=keep,just_me=keep"
+    place.sync()
+    assert place.query("SELECT count(*), count(_extra) FROM raw.meetings WHERE title = 'shown'") == [(2, 2)]
+    assert place.query(f"SELECT count(*) FROM raw.quarantine WHERE contains(raw, '{MARK}')") == [(2,)]
+
+
+def test_a_strict_policy_lets_only_ids_through_where_ids_are_expected(new_place: NewPlace) -> None:
+    place = new_place(meetings=10, accounts=1)
+    place.overrides |= STRICT
+    world, odd = place.world, f"{MARK} anna@example.com"
+    [event] = world.insert("calendar_events", account="ana", id=odd, linked_meetings=[odd, "m-1"], meeting_id=odd)
+    world.insert("meetings", account="ana", id=f"{odd} meeting", workspace_id=odd, calendar_event_id=odd)
+    world.insert("action_items", account="ana", meeting_id=f"{odd} meeting")
+    world.insert("meetings", account="ana", id=f"{odd} broken", title=5)
+    world.insert(
+        "context_documents", account="ana", meeting_id=f"{odd} meeting", id=f"{odd} document", file_status="complete"
+    )
+    place.sandbox.faults.append(Fault("/content$", status=503, body="", times=999))
+    place.overrides["retry_seconds"] = 0
+    place.sync()
+    assert event == odd
+    assert published(place.settings.data_dir)[1] == []
+    joined = "SELECT count(*) FROM mart.action_items i JOIN mart.meetings m ON m.id = i.meeting_id WHERE len(m.id) = 32"
+    assert place.query(joined) == [(1,)]
+    linked = "SELECT linked_meetings::VARCHAR FROM raw.calendar_events WHERE len(id) = 32"
+    assert [json.loads(row[0])[1:] for row in place.query(linked)] == [["m-1"]]
+
+
+def test_a_strict_policy_hides_what_the_api_says_beside_its_words(new_place: NewPlace) -> None:
+    place = new_place(meetings=10, accounts=1)
+    place.overrides |= STRICT
+    for words in (
+        {"code": f"{MARK} is ill", "request_id": f"{MARK} too"},
+        {"error": f"{MARK} is ill", "error_description": MARK},
+    ):
+        body = json.dumps(words)
+        place.sandbox.faults[:] = [
+            Fault(path, status=403, body=body, times=99) for path in ("/content$", "/calendar/events$")
+        ]
+        assert not place.sync().complete
+        assert published(place.settings.data_dir)[1] == []
+    assert place.query("SELECT count(*) > 0 FROM ops.windows WHERE contains(reason, '403')") == [(True,)]
+
+
+def test_nobody_can_try_what_the_contents_of_a_document_are(shown: Place) -> None:
+    with Warehouse(shown.settings.data_dir, origin=None) as warehouse:
+        hashes = [row["sha256"] for row in warehouse.query("SELECT sha256 FROM raw.document_texts")]
+    texts = "\n".join(texts_of(current(shown.settings.data_dir).database))
+    assert hashes
+    assert not [digest for digest in hashes if digest in texts]
+    joined = "SELECT count(*) > 0 FROM raw.document_contents JOIN raw.document_texts USING (sha256)"
+    assert shown.query(joined) == [(True,)]
+
+
+def test_contents_whose_hashes_are_dropped_have_hidden_texts(new_place: NewPlace) -> None:
+    place = new_place(meetings=20, accounts=1)
+    place.overrides["publish_policy"] = "document_contents.sha256=drop, document_texts.sha256=drop"
+    place.sync()
+    assert place.query("SELECT count(sha256) FROM raw.document_texts") == [(0,)]
+    assert place.query("SELECT DISTINCT reason FROM mart.document_texts WHERE reason LIKE 'it %'") == [
+        ("it is hidden",)
+    ]
+
+
 def test_dropping_the_column_that_names_the_month_leaves_the_rows(new_place: NewPlace) -> None:
     place = new_place(meetings=20, accounts=1)
     place.overrides["publish_policy"] = "action_items.created_at=drop, action_items.due_date=drop"
@@ -403,6 +550,7 @@ def test_a_strict_policy_lets_only_words_through_where_words_are_expected(new_pl
     ("policy", "says"),
     [
         ("meetings.created_by_user_id=hash", "all or none"),
+        ("document_contents.sha256=drop", "the same of document_contents.sha256 and document_texts.sha256"),
         ("meetings.title=keep,meetings.title=drop", "two things of meetings.title"),
     ],
 )
@@ -477,7 +625,7 @@ def test_a_strict_policy_hides_every_text_and_person_that_is_declared(settings: 
         for column in table.columns:
             own = column.name.startswith("_") or column.name.endswith(("_id", "_raw")) or column.name == "id"
             if column.kind == "text" and not column.holds and not own:
-                known = {"sha256", "content_type", "state", "reason", "stream", "row_key", "raw"}
+                known = {"content_type", "state", "reason", "stream", "raw"}
                 assert column.name in free | known, f"{table.name}.{column.name}: is it free text, a name, a person?"
             if column.holds not in {"", "id"}:
                 assert f"{table.name}.{column.name}" in policy.actions

@@ -146,7 +146,7 @@ VARIABLES = {
             "x",
         ),
     ),
-    "hash_salt": Variable(None, {"0123456789abcdef": Secret("0123456789abcdef")}, ("short",)),
+    "hash_salt": Variable(None, {"0123456789abcdef": Secret("0123456789abcdef")}, ("short", "a" * 32)),
     "keep_generation_days": Variable(1, {"1": 1, "2.5": 2.5}, ("0.9", "367", "nan")),
     "keep_generations": Variable(300, {"2": 2, "9000": 9000}, ("1", "0", "many")),
     "log_format": Variable("text", {"json": "json", "text": "text"}, ("JSON", "xml")),
