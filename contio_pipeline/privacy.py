@@ -24,7 +24,6 @@ from contio_pipeline.streams import (
     ACCOUNTS,
     DOCUMENT_CONTENTS,
     DOCUMENT_TEXTS,
-    LISTED,
     QUARANTINE,
     STREAMS,
     Column,
@@ -205,17 +204,17 @@ class Policy:
             return sql
         if name == "_extra" and (self.hides(kind) or self._telltale):
             times = self._times(table)
-            return times if self.hides(kind) else f"CASE WHEN {self._tells(sql)} THEN {times} ELSE {sql} END"
+            return times if self.hides(kind) else f"CASE WHEN {self._tells('_extra')} THEN {times} ELSE _extra END"
+        if name == "_hash" and self._telltale and "_extra" in {one.name for one in table.columns}:
+            return f"CASE WHEN NOT {self._tells('_extra')} THEN _hash END"
         return self._of_others(table, name) or (self._word(table, column, sql) if self.words_only else sql)
 
     def _of_others(self, table: Table, name: str) -> str:
         """SQL of a column that may tell what is hidden of another table; empty where it does not."""
-        if name == "_version" and any(self.hides(stream.name) for stream in self.streams if stream.content_path):
-            return "NULL::VARCHAR"  # it may be the hash of the document's row
+        if name in {"_version", "listed_hash"}:
+            return "NULL::VARCHAR"  # it may be, or is, the hash of a row with what is hidden of it
         if table is QUARANTINE and name in {"raw", "reason", "row_key"}:
             return self._of_broken(name)
-        if table is LISTED and name == "listed_hash":
-            return f"CASE WHEN {self._kept_stream()} THEN {name} END"
         return ""
 
     def _word(self, table: Table, column: Column, sql: str) -> str:
