@@ -70,6 +70,21 @@ def test_asking_beside_an_open_connection_says_what_to_do(warehouse: Warehouse) 
         ask(current(warehouse.path.parent), COUNT)
 
 
+def test_intervals_are_written_as_duckdb_writes_them(warehouse: Warehouse) -> None:
+    make(warehouse, 1)
+    texts = (
+        "1 day 02:03:04",
+        "1 year 2 months -3 days 00:00:00.000001",
+        "-1 year -2 months",
+        "00:00:00",
+        "-00:00:00.5",
+    )
+    for text in (*texts, "-1 month 1 day", "1 day 25:00:00", "13 months", "-2 years 100:00:00.05"):
+        sql = f"SELECT i, i::VARCHAR, [i], {{'x': i}} FROM (SELECT INTERVAL '{text}' AS i)"
+        [(ours, theirs, several, inside)] = ask(current(warehouse.path.parent), sql).rows
+        assert (ours, several, inside) == (theirs, [theirs], {"x": theirs})
+
+
 def test_threads_read_through_many_publications_without_an_error_and_see_one_state_each_time(
     warehouse: Warehouse,
 ) -> None:
