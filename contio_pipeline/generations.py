@@ -1,6 +1,7 @@
 """The generations that are published: finding the current one, and asking it in SQL.
 
-What lives here: reading, at any moment. What never does: making a generation (`publish`), the warehouse.
+What lives here: reading, at any moment, and what of an answer the publish policy hides. What never does: making a generation
+(`publish`), the warehouse.
 """
 
 from __future__ import annotations
@@ -226,6 +227,45 @@ def _batches(
         raise ConfigError(f"the query failed: {error}") from None
     finally:
         connection.close()
+
+
+_NO_WORDS = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_TABLES = re.compile(r'\b(raw|mart)"?\s*\.\s*"?(\w+)')
+
+
+def hidden(generation: Generation, sql: str, names: Sequence[str]) -> dict[str, str]:
+    """What readers do not get of the columns that a question names: column -> `drop` (it is NULL) or `hash`.
+
+    Which tables it reads and which columns it names is judged by the words in it, so that a column of the same name of another
+    table may be told, too.
+
+    Args:
+        generation: what was asked; its manifest says what its policy hides.
+        sql: the question.
+        names: the columns of its answer.
+    """
+    from contio_pipeline.marts import MARTS  # noqa: PLC0415 - most is published without anything to hide
+
+    policy = generation.manifest.get("policy", {})
+    if not policy.get("applied"):
+        return {}
+    actions: dict[str, str] = policy["hidden"]
+    said = _NO_WORDS.sub(" ", sql).lower()
+    words = dict.fromkeys([*map(str.lower, names), *re.findall(r"\w+", said)])
+    found: dict[str, str] = {}
+    tables = set(_TABLES.findall(said))
+    for table in {name.removesuffix("_past").removesuffix("_history") for schema, name in tables if schema == "raw"}:
+        found |= {word: action for word in words if (action := actions.get(f"{table}.{word.removesuffix('_raw')}"))}
+    for field in (field for mart in MARTS if ("mart", mart.name) in tables for field in mart.fields):
+        done = {actions[column] for column in _columns(field.of) if column in actions}
+        if done and field.name in words:
+            # Of people who are hashed the names are left out.
+            found[field.name] = "drop" if "drop" in done or field.name.endswith("name") else "hash"
+    return {word: found[word] for word in words if word in found}
+
+
+def _columns(of: str | tuple[str, ...]) -> set[str]:
+    return set(of.split()) if isinstance(of, str) else set(of)
 
 
 def generations(data_dir: Path) -> list[Path]:

@@ -675,3 +675,45 @@ def test_intervals_and_maps_are_written_as_people_read_them(place: Place) -> Non
     assert re.split("  +", call("query", sql, env=place.environment).stdout.splitlines()[1]) == written
     [row] = json.loads(call("query", sql, "--format", "json", env=place.environment).stdout)
     assert list(row.values()) == [written[0], *map(json.loads, written[1:])]
+
+
+# What is hidden -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.synced
+def test_a_policy_that_is_not_published_yet_is_told_by_every_command_that_reads(place: Place, tmp_path: Path) -> None:
+    asked = (
+        ["status"],
+        ["query", "SELECT 1"],
+        ["export", "--mart", "people", "--to", str(tmp_path / "people.csv")],
+        ["dashboard", "--no-browser"],
+    )
+    told = "Published under another publish policy than the settings say: run contio-pipeline publish\n"
+    assert {call(*arguments, env=place.environment).stderr for arguments in asked} == {""}
+    place.overrides |= {"privacy": "strict", "hash_salt": "a made-up salt of some length"}
+    assert {call(*arguments, env=place.environment).stderr for arguments in asked} == {told}
+    assert call("publish", env=place.environment).returncode == 0
+    assert call("status", env=place.environment).stderr == ""
+
+
+@pytest.mark.synced
+def test_a_question_says_which_of_its_columns_are_hidden(place: Place, tmp_path: Path) -> None:
+    filtered = "SELECT count(*) AS n FROM mart.meetings WHERE title ILIKE '%sync%'"
+    assert call("query", filtered, env=place.environment).stderr == ""
+    place.overrides |= {"privacy": "strict", "hash_salt": "a made-up salt of some length"}
+    assert call("publish", env=place.environment).returncode == 0
+    everything = str(tmp_path / "events.csv")
+    for arguments, hidden in (
+        (["query", filtered], "title (NULL)"),
+        (["query", 'SELECT count(*) FROM "raw"."meetings_history" WHERE "Title" > \'a\''], "title (NULL)"),
+        (["query", "SELECT organizer_name, organizer_email FROM mart.calendar_events LIMIT 1"],
+            "organizer_name (NULL); organizer_email (hashes)"),
+        (["query", "FROM (SELECT * FROM raw.accounts)"], "display_name, workspace_name (NULL); id, email (hashes)"),
+        (["query", "SELECT id FROM mart.meetings WHERE status <> 'title' -- title"], ""),
+        (["query", "SELECT table_name AS title FROM duckdb_tables()"], ""),
+    ):  # fmt: skip
+        done = call(*arguments, env=place.environment)
+        said = f"Hidden by the publish policy: {hidden}\n" if hidden else ""
+        assert (done.returncode, done.stderr) == (0, said), arguments
+    done = call("export", "--mart", "calendar_events", "--to", everything, env=place.environment)
+    assert re.match(r"Hidden by the publish policy: title, .*\(NULL\); organizer_email.* \(hashes\)\n$", done.stderr)

@@ -47,10 +47,16 @@ To = Annotated[
 
 
 def _current(settings: Settings) -> Generation:
-    """The current generation."""
+    """The current generation; where another publish policy is asked for than it was made under, that is said."""
     from contio_pipeline.generations import current
+    from contio_pipeline.privacy import Policy
 
-    return current(settings.data_dir)
+    generation = current(settings.data_dir)
+    if generation.manifest.get("policy", {}).get("digest") != Policy.asked_for(settings).digest:
+        tell(
+            "Published under another publish policy than the settings say: run contio-pipeline publish", level="WARNING"
+        )
+    return generation
 
 
 @command(app)
@@ -178,10 +184,16 @@ def dashboard(
 
 
 def _asked(generation: Generation, sql: str) -> Answer:
-    """The answer."""
-    from contio_pipeline.generations import ask
+    """The answer; which of the columns that it shows or looks at are hidden is said."""
+    from contio_pipeline.generations import ask, hidden
 
-    return ask(generation, sql)
+    answer = ask(generation, sql)
+    actions = hidden(generation, sql, answer.names)
+    kinds = {"drop": "NULL", "hash": "hashes"}
+    columns = {action: [name for name, done in actions.items() if done == action] for action in kinds}
+    if told := "; ".join(f"{', '.join(names)} ({kinds[action]})" for action, names in columns.items() if names):
+        tell(f"Hidden by the publish policy: {told}", level="WARNING")
+    return answer
 
 
 def _write(answer: Answer, how: Format | None, to: Path | None) -> None:
