@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from conftest import Place
 from truth import check
 
 from contio_pipeline.auth import TokenStore
+from contio_pipeline.cli.trying import demo
+from contio_pipeline.demo import Demo
+from contio_pipeline.generations import Generation, ask, current
 from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.warehouse import Warehouse
 
@@ -426,7 +430,7 @@ def test_a_stopped_sync_does_not_wait_for_a_server_that_says_nothing(path: str, 
 def test_the_sandbox_command_prints_what_a_client_needs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "contio_pipeline", "sandbox", "--port", "0", "--seed", "3", "--meetings", "20"]
     file = tmp_path / "sandbox.env"
-    options = ["--accounts", "2", "--env-file", str(file)]
+    options = ["--accounts", "2", "--today", "2026-01-31", "--env-file", str(file)]
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=NO_SETTINGS)
     assert process.stdout
     try:
@@ -445,6 +449,8 @@ def test_the_sandbox_command_prints_what_a_client_needs(tmp_path: Path) -> None:
             added = call("accounts", "add", name, "--refresh-token-stdin", env=env, input=account["refresh_token"])
             assert added.returncode == 0, added.stderr
         assert call("sync", env=env).returncode == 0
+        last = "SELECT max(updated_at)::DATE::VARCHAR FROM raw.meetings"
+        assert call("query", last, "--format", "csv", env=env).stdout.splitlines()[1][:7] == "2026-01"
         assert file.stat().st_mode & 0o777 == 0o600
         env = {**NO_SETTINGS, "CONTIO_ENV_FILE": str(file)}
         with (
@@ -489,8 +495,31 @@ def test_the_demo_shows_everything_and_a_second_run_finds_nothing_changed(tmp_pa
     full, window = changes(second.stdout)
     assert int(full[-2]) < int(changes(first.stdout)[0][-2])  # requests: nothing was downloaded
     assert full[-5:-2] == window[-5:-2] == ["0", "0", "0"]
-    assert window[2:4] == ["2026-10-25", "00:00:00"]
+    day = date.fromisoformat((tmp_path / "data/demo-state/day").read_text().strip())
+    assert timedelta() <= datetime.now(UTC).date() - day <= timedelta(days=1)
+    assert window[2:4] == [str(day - timedelta(days=7)), "00:00:00"]
+    generation = current(tmp_path / "data/demo")
+    for sql in (
+        "FROM raw.meetings_history WHERE id IN (SELECT id FROM raw.meetings_past WHERE title LIKE 'Budget%')",
+        "FROM mart.time_to_summary WHERE NOT is_upper_bound AND minutes_to_summary > 0",
+        "FROM raw.participants WHERE NOT is_attended",
+        "FROM mart.document_texts WHERE text LIKE '%budget%'",
+        f"FROM mart.meetings WHERE local_date > DATE '{day + timedelta(days=30)}'",
+        f"FROM mart.meetings WHERE local_date < DATE '{day - timedelta(days=350)}'",
+    ):
+        assert list(ask(generation, sql).rows), sql
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"demo", "demo-state"}
+
+
+@pytest.mark.parametrize(("days", "told"), [(0, False), (14, False), (15, True)])
+def test_a_demo_of_some_weeks_ago_says_that_it_is(
+    days: int, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    day = datetime.now(UTC).date() - timedelta(days=days)
+    monkeypatch.setattr("contio_pipeline.demo.run", lambda folder: Demo(Generation(folder, {}), {}, {}, day))
+    demo(Path("data/demo"))
+    said = f"In this demo it is {day}. For one of today, delete data/demo and data/demo-state, and run it again."
+    assert (said in capsys.readouterr().out) is told
 
 
 @pytest.mark.parametrize(
