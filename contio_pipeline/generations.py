@@ -244,11 +244,11 @@ def hidden(generation: Generation, sql: str, names: Sequence[str]) -> dict[str, 
         sql: the question.
         names: the columns of its answer.
     """
-    from contio_pipeline.marts import MARTS  # noqa: PLC0415 - most is published without anything to hide
-
     policy = generation.manifest.get("policy", {})
     if not policy.get("applied"):
         return {}
+    from contio_pipeline.marts import MARTS  # noqa: PLC0415 - most is published without anything to hide
+
     actions: dict[str, str] = policy["hidden"]
     said = _NO_WORDS.sub(" ", sql).lower()
     words = dict.fromkeys([*map(str.lower, names), *re.findall(r"\w+", said)])
