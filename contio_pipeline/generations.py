@@ -1,13 +1,15 @@
 """The generations that are published: finding the current one, and asking it in SQL.
 
-What lives here: reading, at any moment. What never does: making a generation (`publish`), the warehouse.
+What lives here: reading, at any moment, and what of an answer the publish policy hides. What never does: making a generation
+(`publish`), the warehouse.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -89,6 +91,7 @@ class Answer:
     """What a query returned: column names, DuckDB's names of their types, and the rows, read as they are asked for, once.
 
     Attributes:
+        names: each another one, as DuckDB tells them apart in a subquery: `title`, `title_1`.
         batches: the rows as Arrow has them.
     """
 
@@ -99,10 +102,10 @@ class Answer:
 
     @property
     def rows(self) -> Iterator[tuple[Any, ...]]:
-        """The rows as Python has them."""
+        """The rows as Python has them; maps as dicts, intervals as DuckDB writes them."""
         for batch in self.batches:
             try:
-                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                yield from zip(*map(_values, batch.columns), strict=True)
             except (OverflowError, ValueError) as error:
                 raise ConfigError(f"the query failed: {error}") from None
 
@@ -120,6 +123,56 @@ class Answer:
                     writer.write_batch(batch)
         except pa.ArrowNotImplementedError as error:
             raise ConfigError(f"Parquet cannot hold that ({error}): cast it to another type") from None
+
+
+_NOT_PYTHONS = re.compile(r"map<|interval")
+"""In the name of an Arrow type: there are values in it that Python has no word for."""
+
+
+def _values(column: pa.Array) -> list[Any]:
+    values: list[Any] = column.to_pylist()
+    return [_value(one, column.type) for one in values] if _NOT_PYTHONS.search(str(column.type)) else values
+
+
+def _value(value: Any, kind: pa.DataType) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_interval(kind):
+        return _interval(*value)
+    if pa.types.is_map(kind):
+        pairs = ((_value(key, kind.key_type), _value(one, kind.item_type)) for key, one in value)
+        return {key if isinstance(key, str | int | float) else str(key): one for key, one in pairs}
+    if pa.types.is_struct(kind):
+        return {part.name: _value(value[part.name], part.type) for part in kind}
+    if isinstance(value, list):
+        return [_value(one, kind.value_type) for one in value]
+    return value
+
+
+def _interval(months: int, days: int, nanoseconds: int) -> str:
+    """As DuckDB writes it: `1 year 2 months -3 days 04:05:06.7`."""
+    years, months = (part if months >= 0 else -part for part in divmod(abs(months), 12))
+    counts = {"year": years, "month": months, "day": days}
+    parts = [f"{count} {unit}{'' if abs(count) == 1 else 's'}" for unit, count in counts.items() if count]
+    if nanoseconds or not parts:
+        seconds, fraction = divmod(abs(nanoseconds) // 1000, 1_000_000)
+        time = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        parts.append("-" * (nanoseconds < 0) + time + f".{fraction:06}".rstrip("0").rstrip("."))
+    return " ".join(parts)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names of which each is another one, in lower case too, as DuckDB makes them in a subquery."""
+    taken: dict[str, int] = {}
+    found = []
+    for name in names:
+        new = name
+        while new.lower() in taken:
+            new = f"{name}_{taken[name.lower()]}"
+            taken[name.lower()] += 1
+        taken[new.lower()] = 1
+        found.append(new)
+    return found
 
 
 def ask(generation: Generation, sql: str) -> Answer:
@@ -150,22 +203,69 @@ def ask(generation: Generation, sql: str) -> Answer:
         answer = connection.sql(sql)
         if answer is None:
             raise ConfigError("that statement returns no rows")
-        names, kinds = list(answer.columns), [str(kind) for kind in answer.types]
+        names, kinds = _distinct(answer.columns), [str(kind) for kind in answer.types]
         reader = answer.to_arrow_reader()
     except duckdb.Error as error:
         if 'schema "mart" does not exist' in str(error):
             raise ConfigError("an earlier version published this, without marts: run contio-pipeline publish") from None
         raise ConfigError(f"the query failed: {error}") from None
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        try:
-            yield from reader
-        except (duckdb.Error, OSError, ValueError) as error:
-            raise ConfigError(f"the query failed: {error}") from None
-        finally:
-            connection.close()
+    return Answer(names, kinds, _renamed(reader.schema, names), _batches(connection, reader, names))
 
-    return Answer(names, kinds, reader.schema, batches())
+
+def _renamed(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    return pa.schema([part.with_name(name) for part, name in zip(schema, names, strict=True)])
+
+
+def _batches(
+    connection: duckdb.DuckDBPyConnection, reader: pa.RecordBatchReader, names: list[str]
+) -> Iterator[pa.RecordBatch]:
+    try:
+        for batch in reader:
+            yield batch.rename_columns(names)
+    except (duckdb.Error, OSError, ValueError) as error:
+        raise ConfigError(f"the query failed: {error}") from None
+    finally:
+        connection.close()
+
+
+_NO_WORDS = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_TABLES = re.compile(r'\b(raw|mart)"?\s*\.\s*"?(\w+)')
+
+
+def hidden(generation: Generation, sql: str, names: Sequence[str]) -> dict[str, str]:
+    """What readers do not get of the columns that a question names: column -> `drop` (it is NULL) or `hash`.
+
+    Which tables it reads and which columns it names is judged by the words in it, so that a column of the same name of another
+    table may be told, too.
+
+    Args:
+        generation: what was asked; its manifest says what its policy hides.
+        sql: the question.
+        names: the columns of its answer.
+    """
+    policy = generation.manifest.get("policy", {})
+    if not policy.get("applied"):
+        return {}
+    from contio_pipeline.marts import MARTS  # noqa: PLC0415 - most is published without anything to hide
+
+    actions: dict[str, str] = policy["hidden"]
+    said = _NO_WORDS.sub(" ", sql).lower()
+    words = dict.fromkeys([*map(str.lower, names), *re.findall(r"\w+", said)])
+    found: dict[str, str] = {}
+    tables = set(_TABLES.findall(said))
+    for table in {name.removesuffix("_past").removesuffix("_history") for schema, name in tables if schema == "raw"}:
+        found |= {word: action for word in words if (action := actions.get(f"{table}.{word.removesuffix('_raw')}"))}
+    for field in (field for mart in MARTS if ("mart", mart.name) in tables for field in mart.fields):
+        done = {actions[column] for column in _columns(field.of) if column in actions}
+        if done and field.name in words:
+            # Of people who are hashed the names are left out.
+            found[field.name] = "drop" if "drop" in done or field.name.endswith("name") else "hash"
+    return {word: found[word] for word in words if word in found}
+
+
+def _columns(of: str | tuple[str, ...]) -> set[str]:
+    return set(of.split()) if isinstance(of, str) else set(of)
 
 
 def generations(data_dir: Path) -> list[Path]:

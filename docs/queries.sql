@@ -1,23 +1,23 @@
 -- Questions that people ask, and their SQL. Run one with: contio-pipeline query "…", or in any tool that reads DuckDB.
--- Days are local (CONTIO_TIMEZONE); what is gone has a deleted_at.
+-- Days are local (CONTIO_TIMEZONE); what is gone has a deleted_at. People of the same name are told apart by their id.
 
 -- How many hours of meetings did each person have in each of the last eight weeks?
-SELECT name, week_start, round(minutes / 60, 1) AS hours, events
+SELECT coalesce(name, email, id) AS person, week_start, round(minutes / 60, 1) AS hours, events
 FROM mart.person_week JOIN mart.people ON people.id = person_id
 WHERE week_start > current_date - 56 AND week_start <= current_date
 ORDER BY week_start DESC, hours DESC;
 
--- Who is booked twice most often?
-SELECT name, round(sum(minutes_booked - minutes) / 60, 1) AS hours_double_booked
+-- Who is booked twice for the most hours?
+SELECT coalesce(name, email, id) AS person, round(sum(minutes_booked - minutes) / 60, 1) AS hours_double_booked
 FROM mart.person_week JOIN mart.people ON people.id = person_id
-GROUP BY ALL HAVING hours_double_booked > 0 ORDER BY hours_double_booked DESC LIMIT 20;
+GROUP BY id, person HAVING hours_double_booked > 0 ORDER BY hours_double_booked DESC LIMIT 20;
 
 -- What is open, by person, and how much of it is overdue?
-SELECT coalesce(name, assigned_to_user_id, '(nobody)') AS person, count(*) AS open,
+SELECT coalesce(name, email, assigned_to_user_id, '(nobody)') AS person, count(*) AS open,
     count(*) FILTER (due_date < current_date) AS overdue
 FROM mart.action_items LEFT JOIN mart.people ON people.id = assigned_to_user_id
 WHERE closed_local_date IS NULL
-GROUP BY ALL ORDER BY overdue DESC, open DESC;
+GROUP BY assigned_to_user_id, person ORDER BY overdue DESC, open DESC;
 
 -- Which action items have been overdue the longest, and from which meeting did they come?
 SELECT i.title, due_date, current_date - due_date AS days_overdue, m.title AS meeting
@@ -40,7 +40,7 @@ FROM mart.action_items WHERE is_completed AND deleted_at IS NULL AND completed_l
 GROUP BY ALL ORDER BY month DESC;
 
 -- Which meetings ended without notes and without action items?
-SELECT local_date, title, coalesce(name, created_by_user_id) AS created_by
+SELECT local_date, title, coalesce(name, email, created_by_user_id) AS created_by
 FROM mart.meeting_hygiene LEFT JOIN mart.people ON people.id = created_by_user_id
 WHERE NOT has_notes AND action_items = 0 ORDER BY local_date DESC LIMIT 50;
 
@@ -55,7 +55,7 @@ FROM mart.time_to_summary WHERE NOT is_upper_bound AND minutes_to_summary IS NOT
 
 -- Which events of the coming week have no Contio meeting?
 SELECT local_date, title, organizer_email FROM mart.calendar_linkage
-WHERE link = 'none' AND NOT is_all_day AND local_date BETWEEN current_date AND current_date + 7 ORDER BY local_date, title;
+WHERE link = 'none' AND NOT is_all_day AND local_date >= current_date AND local_date < current_date + 7 ORDER BY local_date, title;
 
 -- Were meetings moved away from their calendar event?
 SELECT local_date, title, meeting_starts_later_minutes FROM mart.calendar_linkage
@@ -79,15 +79,16 @@ SELECT title, local_date, len(seen_by) AS accounts, deleted_at FROM mart.meeting
 WHERE len(seen_by) <> 1 ORDER BY deleted_at DESC NULLS LAST, local_date DESC LIMIT 50;
 
 -- What did a meeting's title and times use to be?
-SELECT id, _changed_at, _operation, title, start_time FROM raw.meetings_history
-WHERE id IN (SELECT id FROM raw.meetings_past) ORDER BY id, _changed_at LIMIT 100;
+SELECT id, _account AS seen_by, _changed_at, _operation, title, start_time, end_time FROM raw.meetings_history
+WHERE (_account, id) IN (SELECT (_account, id) FROM raw.meetings_past) ORDER BY id, seen_by, _changed_at LIMIT 100;
 
 -- Can I rely on what is published?
-SELECT account, stream, last_listed_at, is_complete, reason FROM mart.sync_health ORDER BY is_complete, account, stream;
+SELECT account, stream, last_listed_at, is_complete, incomplete_windows, broken_rows, reason FROM mart.sync_health
+ORDER BY is_complete, incomplete_windows DESC, account, stream;
 
 -- Which documents say something about the budget?
 SELECT title, source_format, meeting_id, characters FROM mart.document_texts
-WHERE text ILIKE '%budget%' OR title ILIKE '%document%' ORDER BY created_at DESC LIMIT 20;
+WHERE deleted_at IS NULL AND (text ILIKE '%budget%' OR title ILIKE '%budget%') ORDER BY created_at DESC LIMIT 20;
 
 -- With CONTIO_OPTIONAL_STREAMS=agenda_items: which meetings have no agenda?
 SELECT local_date, title FROM mart.meetings m
@@ -96,6 +97,10 @@ WHERE deleted_at IS NULL AND NOT EXISTS (
 ORDER BY local_date LIMIT 20;
 
 -- With CONTIO_OPTIONAL_STREAMS=participants: who was invited to meetings, and did not come?
-SELECT name, count(DISTINCT meeting_id) AS meetings, count(DISTINCT meeting_id) FILTER (NOT is_attended) AS missed
-FROM raw.participants WHERE _deleted_at IS NULL AND is_attended IS NOT NULL
-GROUP BY ALL ORDER BY missed DESC LIMIT 20;
+WITH addresses AS (SELECT id AS person_id, unnest(emails) AS email FROM mart.people)
+SELECT coalesce(people.name, people.email, people.id) AS person, count(DISTINCT meeting_id) AS meetings,
+    count(DISTINCT meeting_id) FILTER (NOT is_attended) AS missed
+FROM raw.participants p LEFT JOIN addresses a ON a.email = lower(trim(p.email))
+JOIN mart.people ON people.id = coalesce(nullif(p.user_id, ''), a.person_id)
+WHERE p._deleted_at IS NULL AND is_attended IS NOT NULL
+GROUP BY people.id, person HAVING missed > 0 ORDER BY missed DESC LIMIT 20;

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from conftest import Place
 from truth import check
 
 from contio_pipeline.auth import TokenStore
+from contio_pipeline.cli.trying import demo
+from contio_pipeline.demo import Demo
+from contio_pipeline.generations import Generation, ask, current
 from contio_pipeline.sandbox.server import Fault
 from contio_pipeline.warehouse import Warehouse
 
@@ -43,8 +47,31 @@ def test_one_long_cell_does_not_pad_the_others(place: Place) -> None:
     sql = "SELECT if(i = 7, repeat('x', 100000), 'é') AS long, i AS number FROM range(1000) t(i)"
     told = call("query", sql, env=place.environment).stdout.splitlines()
     assert len(told) == 1001
-    assert told[1] == "é" + " " * 199 + "       0"
-    assert sum(map(len, told)) < 400_000
+    assert told[1] == "é" + " " * 79 + "       0"
+    assert told[8] == "x" * 79 + "…       7"
+
+
+@pytest.mark.synced
+def test_long_cells_are_cut_in_tables_alone_and_that_is_said(place: Place, tmp_path: Path) -> None:
+    sql = "SELECT repeat('x' || chr(10), 5000) AS long, 'é' AS short"
+    done = call("query", sql, env=place.environment)
+    [_, line] = done.stdout.splitlines()
+    assert (line[-5:], len(line)) == ("x…  é", 83)
+    assert done.stderr == "Long cells are cut (…): --format csv prints them whole, --to FILE writes them.\n"
+    whole = call("query", sql, "--format", "csv", env=place.environment)
+    assert (len(whole.stdout) > 10_000, whole.stderr) == (True, "")
+    written = call("query", sql, "--format", "table", "--to", str(tmp_path / "long.txt"), env=place.environment)
+    assert (len((tmp_path / "long.txt").read_text()) > 10_000, written.stderr) == (True, "")
+    assert call("query", "SELECT repeat('x', 80)", env=place.environment).stderr == ""
+
+
+@pytest.mark.synced
+def test_tables_print_six_decimals_and_files_all(place: Place) -> None:
+    sql = "SELECT -0.016666649999999998::DOUBLE AS a, 1234567.123456789::DOUBLE AS b, 2.0::DOUBLE AS c, [1/3] AS d"
+    told = call("query", sql, env=place.environment).stdout.splitlines()[1]
+    assert told.split() == ["-0.0166666", "1234567.123457", "2.0", "[0.333333]"]
+    exact = call("query", sql, "--format", "csv", env=place.environment).stdout.splitlines()[1]
+    assert exact == "-0.016666649999999998,1234567.123456789,2.0,[0.3333333333333333]"
 
 
 @pytest.mark.synced
@@ -116,6 +143,14 @@ def test_query_prints_json_that_every_reader_takes(place: Place) -> None:
     assert call("query", "SELECT TIMESTAMPTZ 'infinity' AS never", env=place.environment).returncode == 2
 
 
+@pytest.mark.synced
+def test_a_question_may_begin_with_a_comment(place: Place) -> None:
+    for sql in ("-- How many?\nSELECT 7 AS n", "--How many?\nSELECT 7 AS n -- that many"):
+        for arguments in ([sql, "--format", "csv"], ["--format=csv", sql], ["--format", "csv", "--", sql]):
+            done = call("query", *arguments, env=place.environment)
+            assert (done.returncode, done.stdout) == (0, "n\n7\n"), done.stderr
+
+
 def test_before_anything_is_published_each_command_says_what_to_do(tmp_path: Path) -> None:
     for command in (["status"], ["query", "SELECT 1"]):
         done = call(*command, cwd=tmp_path)
@@ -142,6 +177,8 @@ def test_before_anything_is_published_each_command_says_what_to_do(tmp_path: Pat
         (["accounts", "add", "x"], "--refresh-token-stdin"),
         (["accounts", "remove", "x"], "there is no account 'x'"),
         (["sandbox", "--fault", "503:0"], "there is no fault '503:0'"),
+        (["query", "--fromat", "csv", "SELECT 1"], "No such option: --fromat"),
+        (["query", "--fromat=a b.csv", "SELECT 1"], "No such option: --fromat"),
         (["nonsense"], "No such command"),
         (["sync", "--nonsense"], "No such option"),
     ],
@@ -393,7 +430,7 @@ def test_a_stopped_sync_does_not_wait_for_a_server_that_says_nothing(path: str, 
 def test_the_sandbox_command_prints_what_a_client_needs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "contio_pipeline", "sandbox", "--port", "0", "--seed", "3", "--meetings", "20"]
     file = tmp_path / "sandbox.env"
-    options = ["--accounts", "2", "--env-file", str(file)]
+    options = ["--accounts", "2", "--today", "2026-01-31", "--env-file", str(file)]
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=NO_SETTINGS)
     assert process.stdout
     try:
@@ -412,6 +449,8 @@ def test_the_sandbox_command_prints_what_a_client_needs(tmp_path: Path) -> None:
             added = call("accounts", "add", name, "--refresh-token-stdin", env=env, input=account["refresh_token"])
             assert added.returncode == 0, added.stderr
         assert call("sync", env=env).returncode == 0
+        last = "SELECT max(updated_at)::DATE::VARCHAR FROM raw.meetings"
+        assert call("query", last, "--format", "csv", env=env).stdout.splitlines()[1][:7] == "2026-01"
         assert file.stat().st_mode & 0o777 == 0o600
         env = {**NO_SETTINGS, "CONTIO_ENV_FILE": str(file)}
         with (
@@ -456,8 +495,31 @@ def test_the_demo_shows_everything_and_a_second_run_finds_nothing_changed(tmp_pa
     full, window = changes(second.stdout)
     assert int(full[-2]) < int(changes(first.stdout)[0][-2])  # requests: nothing was downloaded
     assert full[-5:-2] == window[-5:-2] == ["0", "0", "0"]
-    assert window[2:4] == ["2026-10-25", "00:00:00"]
+    day = date.fromisoformat((tmp_path / "data/demo-state/day").read_text().strip())
+    assert timedelta() <= datetime.now(UTC).date() - day <= timedelta(days=1)
+    assert window[2:4] == [str(day - timedelta(days=7)), "00:00:00"]
+    generation = current(tmp_path / "data/demo")
+    for sql in (
+        "FROM raw.meetings_history WHERE id IN (SELECT id FROM raw.meetings_past WHERE title LIKE 'Budget%')",
+        "FROM mart.time_to_summary WHERE NOT is_upper_bound AND minutes_to_summary > 0",
+        "FROM raw.participants WHERE NOT is_attended",
+        "FROM mart.document_texts WHERE text LIKE '%budget%'",
+        f"FROM mart.meetings WHERE local_date > DATE '{day + timedelta(days=30)}'",
+        f"FROM mart.meetings WHERE local_date < DATE '{day - timedelta(days=350)}'",
+    ):
+        assert list(ask(generation, sql).rows), sql
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"demo", "demo-state"}
+
+
+@pytest.mark.parametrize(("days", "told"), [(0, False), (14, False), (15, True)])
+def test_a_demo_of_some_weeks_ago_says_that_it_is(
+    days: int, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    day = datetime.now(UTC).date() - timedelta(days=days)
+    monkeypatch.setattr("contio_pipeline.demo.run", lambda folder: Demo(Generation(folder, {}), {}, {}, day))
+    demo(Path("data/demo"))
+    said = f"In this demo it is {day}. For one of today, delete data/demo and data/demo-state, and run it again."
+    assert (said in capsys.readouterr().out) is told
 
 
 @pytest.mark.parametrize(
@@ -584,6 +646,30 @@ def test_a_file_that_is_there_is_replaced_whole_or_not_at_all(place: Place, tmp_
 
 
 @pytest.mark.synced
+def test_columns_of_one_name_are_told_apart_and_nothing_is_not_an_empty_text(place: Place, tmp_path: Path) -> None:
+    sql = "SELECT 1 AS title, '' AS title, NULL AS Title, 'a, \"b\"' AS title_1"
+    names = ["title", "title_1", "Title_2", "title_1_1"]
+    assert place.query(f"DESCRIBE FROM ({sql})")[3][0] == names[3]  # DuckDB's own
+    done = call("query", sql, "--format", "csv", env=place.environment)
+    assert done.stdout == 'title,title_1,Title_2,title_1_1\n1,"",,"a, ""b"""\n'
+    [row] = json.loads(call("query", sql, "--format", "json", env=place.environment).stdout)
+    assert row == dict(zip(names, (1, "", None, 'a, "b"'), strict=True))
+    assert call("query", sql, "--to", str(tmp_path / "rows.parquet"), env=place.environment).returncode == 0
+    assert pq.ParquetFile(tmp_path / "rows.parquet").read().to_pylist() == [row]
+    assert call("query", sql, env=place.environment).stdout.split()[:4] == names
+
+
+@pytest.mark.synced
+def test_a_mart_is_written_as_it_was_asked_whatever_the_files_name(place: Place, tmp_path: Path) -> None:
+    file = tmp_path / "people.txt"
+    arguments = ("export", "--mart", "people", "--to", str(file))
+    refused = call(*arguments, env=place.environment)
+    assert (refused.returncode, "--format must say how" in refused.stderr) == (2, True)
+    assert call(*arguments, "--format", "json", env=place.environment).returncode == 0
+    assert json.loads(file.read_text(encoding="utf-8"))[0]["id"]
+
+
+@pytest.mark.synced
 def test_a_pipe_is_written_to_and_a_link_is_followed(place: Place, tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to("real.csv")
     assert call("query", "SELECT 7 AS n", "--to", str(tmp_path / "link.csv"), env=place.environment).returncode == 0
@@ -607,3 +693,56 @@ def test_json_is_json_whatever_is_in_it(place: Place) -> None:
     assert json.loads(told, parse_constant=pytest.fail) == [
         {"a": [None, 1.0], "b": {"x": None}, "c": 1.5, "d": 2.0, "e": 1, "f": [1]}
     ]
+
+
+@pytest.mark.synced
+def test_intervals_and_maps_are_written_as_people_read_them(place: Place) -> None:
+    sql = "SELECT INTERVAL '1 day 02:03:04' AS i, MAP {'a': 1, 'b': NULL} AS m, [MAP {DATE '2026-01-31': INTERVAL 1 MONTH}] AS l"
+    written = ["1 day 02:03:04", '{"a": 1, "b": null}', '[{"2026-01-31": "1 month"}]']
+    [row] = csv.DictReader(io.StringIO(call("query", sql, "--format", "csv", env=place.environment).stdout))
+    assert list(row.values()) == written
+    assert re.split("  +", call("query", sql, env=place.environment).stdout.splitlines()[1]) == written
+    [row] = json.loads(call("query", sql, "--format", "json", env=place.environment).stdout)
+    assert list(row.values()) == [written[0], *map(json.loads, written[1:])]
+
+
+# What is hidden -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.synced
+def test_a_policy_that_is_not_published_yet_is_told_by_every_command_that_reads(place: Place, tmp_path: Path) -> None:
+    asked = (
+        ["status"],
+        ["query", "SELECT 1"],
+        ["export", "--mart", "people", "--to", str(tmp_path / "people.csv")],
+        ["dashboard", "--no-browser"],
+    )
+    told = "Published under another publish policy than the settings say: run contio-pipeline publish\n"
+    assert {call(*arguments, env=place.environment).stderr for arguments in asked} == {""}
+    place.overrides |= {"privacy": "strict", "hash_salt": "a made-up salt of some length"}
+    assert {call(*arguments, env=place.environment).stderr for arguments in asked} == {told}
+    assert call("publish", env=place.environment).returncode == 0
+    assert call("status", env=place.environment).stderr == ""
+
+
+@pytest.mark.synced
+def test_a_question_says_which_of_its_columns_are_hidden(place: Place, tmp_path: Path) -> None:
+    filtered = "SELECT count(*) AS n FROM mart.meetings WHERE title ILIKE '%sync%'"
+    assert call("query", filtered, env=place.environment).stderr == ""
+    place.overrides |= {"privacy": "strict", "hash_salt": "a made-up salt of some length"}
+    assert call("publish", env=place.environment).returncode == 0
+    everything = str(tmp_path / "events.csv")
+    for arguments, hidden in (
+        (["query", filtered], "title (NULL)"),
+        (["query", 'SELECT count(*) FROM "raw"."meetings_history" WHERE "Title" > \'a\''], "title (NULL)"),
+        (["query", "SELECT organizer_name, organizer_email FROM mart.calendar_events LIMIT 1"],
+            "organizer_name (NULL); organizer_email (hashes)"),
+        (["query", "FROM (SELECT * FROM raw.accounts)"], "display_name, workspace_name (NULL); id, email (hashes)"),
+        (["query", "SELECT id FROM mart.meetings WHERE status <> 'title' -- title"], ""),
+        (["query", "SELECT table_name AS title FROM duckdb_tables()"], ""),
+    ):  # fmt: skip
+        done = call(*arguments, env=place.environment)
+        said = f"Hidden by the publish policy: {hidden}\n" if hidden else ""
+        assert (done.returncode, done.stderr) == (0, said), arguments
+    done = call("export", "--mart", "calendar_events", "--to", everything, env=place.environment)
+    assert re.match(r"Hidden by the publish policy: title, .*\(NULL\); organizer_email.* \(hashes\)\n$", done.stderr)

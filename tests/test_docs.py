@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
 import typer
 from conftest import Place
 from typer.main import get_command
@@ -15,6 +18,7 @@ from contio_pipeline.dictionary import dictionary
 from contio_pipeline.generations import ask, current
 from contio_pipeline.marts import MARTS
 from contio_pipeline.sandbox.faults import NAMED
+from contio_pipeline.sandbox.world import MISSING
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import STREAMS, tables
 
@@ -78,13 +82,80 @@ def test_every_class_of_faults_names_tests_that_exist_and_every_fault_has_a_clas
     assert set(NAMED) <= set(re.findall(r"`([\w-]+)`", page))
 
 
+QUESTIONS = dict(
+    re.findall(
+        r"^-- ([^\n]+\?)\n(.+?);$",
+        (ROOT / "docs" / "queries.sql").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+)
+"""Question -> its SQL."""
+
+
+def answers(place: Place, beginning: str) -> list[dict[str, Any]]:
+    """What the one question that begins so is answered with."""
+    [sql] = [sql for question, sql in QUESTIONS.items() if question.startswith(beginning)]
+    answer = ask(current(place.settings.data_dir), sql)
+    return [dict(zip(answer.names, row, strict=True)) for row in answer.rows]
+
+
 def test_every_question_is_answered_and_most_with_something(new_place: Callable[..., Place]) -> None:
     place = new_place()
     place.overrides["optional_streams"] = "participants,agenda_items"
     place.sync()
-    text = (ROOT / "docs" / "queries.sql").read_text(encoding="utf-8")
-    questions = re.findall(r"^-- ([^\n]+\?)\n(.+?);$", text, re.MULTILINE | re.DOTALL)
-    assert len(questions) == text.count(";\n") >= 20
-    generation = current(place.settings.data_dir)
-    answered = {question: list(ask(generation, sql).rows) for question, sql in questions}
+    assert len(QUESTIONS) == (ROOT / "docs" / "queries.sql").read_text(encoding="utf-8").count(";\n") >= 20
+    answered = {question: answers(place, question) for question in QUESTIONS}
     assert sum(map(bool, answered.values())) > len(answered) * 0.7, [q for q, rows in answered.items() if not rows]
+
+
+def test_people_of_one_name_or_of_none_are_not_added_up(new_place: Callable[..., Place]) -> None:
+    place = new_place(meetings=5)
+    place.overrides["optional_streams"] = "participants"
+    world = place.world
+    [meeting] = world.insert("meetings")
+    people = [
+        ("x1@one.example", "Same"),
+        ("x2@one.example", "Same"),
+        ("y1@one.example", None),
+        ("y2@one.example", None),
+    ]
+    for email, name in people:
+        who = {"email": email, "name": name, "status": "accepted", "type": "required"}
+        for minutes in (0, 30):  # two hours, of which one and a half are booked twice
+            start = world.now - timedelta(minutes=300 - minutes)
+            times = {"start_time": start.isoformat(), "end_time": (start + timedelta(hours=2)).isoformat()}
+            world.insert("calendar_events", account="ana", attendees=[who], organizer=who, **times)
+        world.insert("participants", meeting_id=meeting, email=email.upper(), name=name, is_attended=False)
+    for number in (1, 2):
+        user = {"assigned_to_user_id": f"user-{number}", "status": "accepted", "is_completed": False}
+        world.insert("action_items", meeting_id=meeting, **user)
+        world.insert("participants", meeting_id=meeting, name="Same user", user_id=f"user-{number}", email=MISSING)
+    place.sync()
+    ours = {"Same", "y1@one.example", "y2@one.example"}
+    twice = answers(place, "Who is booked twice")
+    assert sorted((row["person"], row["hours_double_booked"]) for row in twice if row["person"] in ours) == [
+        ("Same", 1.5),
+        ("Same", 1.5),
+        ("y1@one.example", 1.5),
+        ("y2@one.example", 1.5),
+    ]
+    missed = answers(place, "With CONTIO_OPTIONAL_STREAMS=participants")
+    told = sorted((row["person"], row["meetings"], row["missed"]) for row in missed if row["person"] in ours)
+    assert told == [("Same", 1, 1), ("Same", 1, 1), ("y1@one.example", 1, 1), ("y2@one.example", 1, 1)]
+    assert [row["open"] for row in answers(place, "What is open") if row["person"] == "Same user"] == [1, 1]
+
+
+def test_documents_are_found_by_what_they_say(new_place: Callable[..., Place]) -> None:
+    place = new_place(meetings=5)
+    says, *_ = (
+        place.world.insert("context_documents", title=title)[0] for title in ("Document 7", "Budgets", "Document 8")
+    )
+    place.world.rewrite_contents([says], body="Our BUDGET grows.")
+    place.sync()
+    found = {row["title"] for row in answers(place, "Which documents say something about the budget")}
+    assert found == {"Document 7", "Budgets"}
+
+
+@pytest.mark.synced
+def test_whether_all_can_be_relied_on_shows_windows_that_are_not_complete(place: Place) -> None:
+    assert {row["incomplete_windows"] for row in answers(place, "Can I rely on")} == {0}

@@ -13,7 +13,8 @@ from test_warehouse import ORIGIN, commit
 
 import contio_pipeline
 from contio_pipeline.errors import ConfigError, NothingPublished
-from contio_pipeline.generations import ask, current
+from contio_pipeline.generations import Generation, ask, current, hidden
+from contio_pipeline.marts import Field, Mart
 from contio_pipeline.publish import publish
 from contio_pipeline.warehouse import Warehouse
 
@@ -68,6 +69,37 @@ def test_asking_beside_an_open_connection_says_what_to_do(warehouse: Warehouse) 
     _ = current_.connection
     with pytest.raises(ConfigError, match=r"has .* open already: ask by that connection"):
         ask(current(warehouse.path.parent), COUNT)
+
+
+def test_intervals_are_written_as_duckdb_writes_them(warehouse: Warehouse) -> None:
+    make(warehouse, 1)
+    texts = (
+        "1 day 02:03:04",
+        "1 year 2 months -3 days 00:00:00.000001",
+        "-1 year -2 months",
+        "00:00:00",
+        "-00:00:00.5",
+    )
+    for text in (*texts, "-1 month 1 day", "1 day 25:00:00", "13 months", "-2 years 100:00:00.05"):
+        sql = f"SELECT i, i::VARCHAR, [i], {{'x': i}} FROM (SELECT INTERVAL '{text}' AS i)"
+        [(ours, theirs, several, inside)] = ask(current(warehouse.path.parent), sql).rows
+        assert (ours, several, inside) == (theirs, [theirs], {"x": theirs})
+
+
+@pytest.mark.parametrize(
+    "of", ["meetings.title calendar_events.organizer", ("meetings.title", "calendar_events.organizer")]
+)
+def test_a_field_that_is_made_of_several_columns_is_hidden_as_the_strictest_of_them(
+    of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = (Field("word", "VARCHAR", "", of), Field("other", "VARCHAR", ""))
+    monkeypatch.setattr("contio_pipeline.marts.MARTS", (Mart("made", "", fields, lambda _zone, _today: ""),))
+    actions = {"meetings.title": "drop", "calendar_events.organizer": "hash"}
+    for hides, found in ((actions, "drop"), ({"calendar_events.organizer": "hash"}, "hash"), ({}, None)):
+        generation = Generation(Path(), {"policy": {"applied": True, "hidden": hides}})
+        answer = hidden(generation, "FROM mart.made", ["word", "other"])
+        assert answer == ({"word": found} if found else {})
+    assert hidden(Generation(Path(), {}), "FROM mart.made", ["word"]) == {}  # of an earlier version
 
 
 def test_threads_read_through_many_publications_without_an_error_and_see_one_state_each_time(

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import typer
+import typer.core
 
 from contio_pipeline.errors import ConfigError
 
@@ -36,12 +37,16 @@ app = typer.Typer(
 )
 
 
-def command(group: typer.Typer, name: str | None = None) -> Callable[[F], F]:
+def command(
+    group: typer.Typer, name: str | None = None, cls: type[typer.core.TyperCommand] | None = None
+) -> Callable[[F], F]:
     """Register a command whose help is its docstring, each paragraph flowing to the width of the terminal."""
 
     def register(function: F) -> F:
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-        return group.command(name, help="\n\n".join(" ".join(part.split("\n")) for part in paragraphs))(function)
+        return group.command(name, cls=cls, help="\n\n".join(" ".join(part.split("\n")) for part in paragraphs))(
+            function
+        )
 
     return register
 
@@ -99,34 +104,72 @@ def as_text(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a terminal may show it: no control characters."""
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
-    text = as_text(value)
+    """A value as a terminal may show it: no control characters, and no more decimals than anybody reads."""
+    return _printable(_short_text(value))
+
+
+def _short_text(value: Any) -> str:
+    return f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else as_text(_rounded(value))
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return round(value, _DECIMALS) if abs(value) >= 1 else float(f"{value:.{_DECIMALS}g}")
+        case dict():
+            return {key: _rounded(one) for key, one in value.items()}
+        case list():
+            return list(map(_rounded, value))
+    return value
+
+
+def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\u200d" else " " for c in text)  # the joiner makes one emoji of two
 
+
+_DECIMALS = 6
 
 _WIDEST = 200
 """To which others are padded; a longer cell stands out."""
 
 
-def show_table(names: Iterable[str], rows: Iterable[Sequence[Any]], numbers: Collection[str] = ()) -> None:
+def show_table(
+    names: Iterable[str], rows: Iterable[Sequence[Any]], numbers: Collection[str] = (), most: int | None = None
+) -> bool:
     """Print rows in columns, numbers to the right, and the columns that are named in `numbers`; None is blank.
 
     On a terminal long cells are folded, or cut where `numbers` makes it a report; elsewhere nothing is.
+
+    Args:
+        names: of the columns.
+        rows: a cell for each column.
+        numbers: see above.
+        most: characters of a cell: what is longer is cut, anywhere.
+
+    Returns:
+        Whether a cell was cut because of `most`.
     """
-    names, found = list(map(shown, names)), [list(row) for row in rows]
+    cut = False
+
+    def cell(value: Any) -> str:
+        nonlocal cut
+        text = "" if value is None else _short_text(value)
+        if most and len(text) > most:
+            text, cut = f"{text[: most - 1]}…", True
+        return _printable(text)
+
+    names, found = list(map(cell, names)), [list(row) for row in rows]
     right = [
         name in numbers
         or any(isinstance(row[at], int | float | Decimal) and not isinstance(row[at], bool) for row in found)
         for at, name in enumerate(names)
     ]
-    cells = [["" if value is None else shown(value) for value in row] for row in found]
+    cells = [list(map(cell, row)) for row in found]
     if not (sys.stdout and sys.stdout.isatty()):
         widths = [min(_WIDEST, max(map(_width, column))) for column in zip(names, *cells, strict=True)]
         for line in (names, *cells):
-            print("  ".join(_justified(*cell) for cell in zip(line, widths, right, strict=True)).rstrip())
-        return
+            print("  ".join(_justified(*one) for one in zip(line, widths, right, strict=True)).rstrip())
+        return cut
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -142,6 +185,7 @@ def show_table(names: Iterable[str], rows: Iterable[Sequence[Any]], numbers: Col
     for row in cells:
         table.add_row(*map(Text, row))
     Console().print(table)
+    return cut
 
 
 def _justified(text: str, width: int, right: bool) -> str:

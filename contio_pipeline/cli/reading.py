@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import csv
+import itertools
 import json
 import math
+import re
 import sys
 from contextlib import redirect_stdout, suppress
 from decimal import Decimal
@@ -13,12 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
-from contio_pipeline.cli.common import Verbose, app, as_text, command, show_table
+from contio_pipeline.cli.common import Verbose, app, as_text, command, show_table, tell
 from contio_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from contio_pipeline.generations import Answer
+    from contio_pipeline.generations import Answer, Generation
+    from contio_pipeline.settings import Settings
+
+_LONGEST_CELL = 80
+"""Characters, in the table that `query` prints."""
 
 
 class Format(StrEnum):
@@ -32,8 +38,25 @@ class Format(StrEnum):
 
 To = Annotated[
     Path | None,
-    typer.Option("--to", help="Write to this file; its ending (.csv, .json, .parquet) says how.", metavar="FILE"),
+    typer.Option(
+        "--to",
+        help="Write to this file; its ending (.csv, .json, .parquet) says how, unless --format does.",
+        metavar="FILE",
+    ),
 ]
+
+
+def _current(settings: Settings) -> Generation:
+    """The current generation; where another publish policy is asked for than it was made under, that is said."""
+    from contio_pipeline.generations import current
+    from contio_pipeline.privacy import Policy
+
+    generation = current(settings.data_dir)
+    if generation.manifest.get("policy", {}).get("digest") != Policy.asked_for(settings).digest:
+        tell(
+            "Published under another publish policy than the settings say: run contio-pipeline publish", level="WARNING"
+        )
+    return generation
 
 
 @command(app)
@@ -42,10 +65,10 @@ def status(verbose: Verbose = False) -> None:  # noqa: ARG001 - its callback doe
 
     It reads the current generation, never the working file, so it can be asked at any moment.
     """
-    from contio_pipeline.generations import ask, current, refused
+    from contio_pipeline.generations import ask, refused
     from contio_pipeline.settings import load_settings
 
-    generation = current(load_settings().data_dir)
+    generation = _current(load_settings())
     if told := refused(generation.folder.parent.parent):
         print(f"Since then: {told}\n", file=sys.stderr)
     print(f"Published {generation.published_at:%Y-%m-%d %H:%M:%S} UTC: {generation.folder}\n")
@@ -80,13 +103,25 @@ _STATUS = {
 }
 
 
-@command(app)
+_COMMENT = re.compile(r"--(?![\w-]*=)\S*\s")
+
+
+class _Query(typer.core.TyperCommand):
+    """Takes SQL that begins with a comment for what it is."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """What begins with -- and has a space in it is no option; blank space before SQL means nothing."""
+        return super().parse_args(ctx, [f"\n{arg}" if _COMMENT.match(arg) else arg for arg in args])
+
+
+@command(app, cls=_Query)
 def query(
     sql: Annotated[
         str, typer.Argument(help="One SQL statement; tables are mart.<name>, raw.<stream>, ops.<table>.", metavar="SQL")
     ],
     format: Annotated[  # noqa: A002 - the option's name
-        Format | None, typer.Option(help="How to write the rows: table unless --to says otherwise.")
+        Format | None,
+        typer.Option(help="How to write the rows: table, with long cells cut, unless --to says otherwise."),
     ] = None,
     to: To = None,
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
@@ -95,10 +130,9 @@ def query(
 
     Example: contio-pipeline query "SELECT status, count(*) FROM mart.meetings WHERE deleted_at IS NULL GROUP BY 1"
     """
-    from contio_pipeline.generations import ask, current
     from contio_pipeline.settings import load_settings
 
-    _write(ask(current(load_settings().data_dir), sql), format, to)
+    _write(_asked(_current(load_settings()), sql), format, to)
 
 
 @command(app)
@@ -106,21 +140,23 @@ def export(
     mart: Annotated[
         str, typer.Option(help="Which mart, such as meetings; see docs/data-dictionary.md.", metavar="NAME")
     ],
-    to: Annotated[Path, typer.Option(help="The file; its ending says how: .csv, .json or .parquet.", metavar="FILE")],
+    to: Annotated[Path, typer.Option(help="The file; its ending (.csv, .json, .parquet) says how.", metavar="FILE")],
+    format: Annotated[  # noqa: A002 - the option's name
+        Format | None, typer.Option(help="How to write the rows, whatever the file's ending is.")
+    ] = None,
     verbose: Verbose = False,  # noqa: ARG001 - its callback does the work
 ) -> None:
     """Write a whole mart to a file.
 
     Example: contio-pipeline export --mart person_week --to person_week.csv
     """
-    from contio_pipeline.generations import ask, current
     from contio_pipeline.marts import MARTS
     from contio_pipeline.settings import load_settings
 
     names, name = [one.name for one in MARTS], mart.removeprefix("mart.")
     if name not in names:
         raise ConfigError(f"there is no mart {mart!r}; there are {', '.join(names)}")
-    _write(ask(current(load_settings().data_dir), f"FROM mart.{name}"), None, to)
+    _write(_asked(_current(load_settings()), f"FROM mart.{name}"), format, to)
 
 
 @command(app)
@@ -136,16 +172,28 @@ def dashboard(
     import webbrowser
 
     from contio_pipeline.dashboard import FILE
-    from contio_pipeline.generations import current
     from contio_pipeline.settings import load_settings
 
-    data_dir = load_settings().data_dir.absolute()
-    if not (current(data_dir).folder / FILE).is_file():
+    settings = load_settings()
+    if not (_current(settings).folder / FILE).is_file():
         raise ConfigError("an earlier version published this, without a dashboard: run contio-pipeline publish")
-    page = data_dir / "current" / FILE
+    page = settings.data_dir.absolute() / "current" / FILE
     print(page)
     if not no_browser and not webbrowser.open(page.as_uri()):
         print("No browser can be opened here: copy the file to where there is one.", file=sys.stderr)
+
+
+def _asked(generation: Generation, sql: str) -> Answer:
+    """The answer; which of the columns that it shows or looks at are hidden is said."""
+    from contio_pipeline.generations import ask, hidden
+
+    answer = ask(generation, sql)
+    actions = hidden(generation, sql, answer.names)
+    kinds = {"drop": "NULL", "hash": "hashes"}
+    columns = {action: [name for name, done in actions.items() if done == action] for action in kinds}
+    if told := "; ".join(f"{', '.join(names)} ({kinds[action]})" for action, names in columns.items() if names):
+        tell(f"Hidden by the publish policy: {told}", level="WARNING")
+    return answer
 
 
 def _write(answer: Answer, how: Format | None, to: Path | None) -> None:
@@ -157,7 +205,7 @@ def _write(answer: Answer, how: Format | None, to: Path | None) -> None:
     if how is Format.PARQUET and not to:
         raise ConfigError("Parquet is written to a file: name it with --to")
     if not to:
-        _print(answer, how or Format.TABLE)
+        _print(answer, how or Format.TABLE, _LONGEST_CELL)
         return
     if not to.name or to.is_dir():
         raise ConfigError(f"{to} is a folder: name a file")
@@ -180,12 +228,11 @@ def _write(answer: Answer, how: Format | None, to: Path | None) -> None:
                 part.unlink()
 
 
-def _print(answer: Answer, how: Format) -> None:
+def _print(answer: Answer, how: Format, longest_cell: int | None = None) -> None:
     match how:
         case Format.CSV:
-            writer = csv.writer(sys.stdout, lineterminator="\n")
-            writer.writerow(answer.names)
-            writer.writerows(["" if value is None else as_text(value) for value in row] for row in answer.rows)
+            for row in itertools.chain([answer.names], answer.rows):
+                print(",".join(map(_csv_value, row)))
         case Format.JSON:
             print("[", end="")
             for number, row in enumerate(answer.rows):
@@ -197,7 +244,20 @@ def _print(answer: Answer, how: Format) -> None:
                 print("," if number else "", json.dumps(record, ensure_ascii=False, default=as_text), sep="\n", end="")
             print("\n]")
         case _:
-            show_table(answer.names, answer.rows)
+            if show_table(answer.names, answer.rows, most=longest_cell):
+                tell("Long cells are cut (…): --format csv prints them whole, --to FILE writes them.")
+
+
+def _csv_value(value: Any) -> str:
+    """As DuckDB writes it: nothing is NULL, and an empty text stands in quotes."""
+    if value is None:
+        return ""
+    text = as_text(value)
+    quoted = text.replace('"', '""')
+    return f'"{quoted}"' if not text or _NOT_PLAIN.search(text) else text
+
+
+_NOT_PLAIN = re.compile(r'[,"\r\n]')
 
 
 def _json_value(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,9 @@ import typer
 
 from contio_pipeline.cli.common import Verbose, app, command, show_table
 from contio_pipeline.errors import ConfigError
+
+_LASTS = timedelta(weeks=2)
+"""So long what is asked of today and the coming week has an answer in the demo."""
 
 
 @command(app)
@@ -22,18 +26,18 @@ def demo(
     """Sync a year of made-up meetings of three people from a sandbox API on this machine, and ask two questions.
 
     Dagster runs the full sync, then a window of eight days, as a night would. It needs no account and no network, and touches
-    nothing but its own folders. A second run finds nothing changed.
+    nothing but its own folders. The meetings end some weeks after the day of the first run; a second run finds nothing changed.
     """
-    from contio_pipeline.demo import QUESTIONS, run
+    from contio_pipeline.demo import run
     from contio_pipeline.generations import ask
 
-    generation, summary = run(folder)
-    for heading, rows in summary.items():
+    done = run(folder)
+    for heading, rows in done.tables.items():
         print(f"\n{heading}\n")
         show_table(rows[0], [list(row.values()) for row in rows])
-    for question, sql in QUESTIONS.items():
+    for question, sql in done.questions.items():
         print(f"\n{question}\n")
-        answer = ask(generation, sql)
+        answer = ask(done.generation, sql)
         show_table(answer.names, answer.rows)
     beside_python = Path(sys.executable).with_name("contio-pipeline")
     program = "contio-pipeline" if shutil.which("contio-pipeline") else os.path.relpath(beside_python)
@@ -53,12 +57,22 @@ What to do next
   real data:   set CONTIO_CLIENT_ID and CONTIO_CLIENT_SECRET, then
                {program} login && {program} sync"""
     )
+    if datetime.now(UTC).date() > done.day + _LASTS:
+        print(
+            f"\nIn this demo it is {done.day}. For one of today, delete {folder} and {folder}-state, and run it again."
+        )
 
 
 @command(app)
 def sandbox(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 picks a free one.", min=0, max=65535)] = 0,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same data.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed and day make the same data.")] = 1,
+    today: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"], help="The day that it is in there; without, the day that it is.", metavar="DAY"
+        ),
+    ] = None,
     meetings: Annotated[int, typer.Option(help="How many meetings there are.", min=0)] = 300,
     accounts: Annotated[int, typer.Option(help="How many users there are.", min=1)] = 3,
     rate_limit: Annotated[int, typer.Option(help="Requests allowed in five minutes.", min=1)] = 1000,
@@ -85,6 +99,7 @@ def sandbox(
     from contio_pipeline.sandbox.faults import FOR_EVER, NAMED, named
     from contio_pipeline.sandbox.server import Sandbox, serve
     from contio_pipeline.sandbox.world import World
+    from contio_pipeline.settings import midnight
 
     if faults:
         show_table(("fault", "what goes wrong"), [(name, what.doc) for name, what in NAMED.items()])
@@ -98,7 +113,10 @@ def sandbox(
             )
         wrong.append(named(name, int(times or FOR_EVER)))
     try:
-        server = Sandbox(World(seed=seed, meetings=meetings, accounts=accounts), port=port, rate_limit=rate_limit)
+        world = World(
+            seed=seed, meetings=meetings, accounts=accounts, now=midnight((today or datetime.now(UTC)).date())
+        )
+        server = Sandbox(world, port=port, rate_limit=rate_limit)
     except OSError as error:
         raise ConfigError(
             f"port {port} on 127.0.0.1 cannot be used ({error.strerror}): stop the program that has it, or name another with "
@@ -111,8 +129,8 @@ def sandbox(
             "api_url": server.api_url,
             "token_url": server.token_url,
             "authorize_url": server.authorize_url,
-            "client_id": server.world.client_id,
-            "client_secret": server.world.client_secret,
+            "client_id": world.client_id,
+            "client_secret": world.client_secret,
             "rate_limit": rate_limit,
             "data_dir": folder / f"{env_file.stem}-data",
             "state_dir": folder / f"{env_file.stem}-state",
