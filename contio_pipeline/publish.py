@@ -318,16 +318,18 @@ def _copy_masked(warehouse: Warehouse, file: Path, target: Path, policy: Policy)
         connection.execute(f"ATTACH {literal(str(file))} AS private (READ_ONLY)")
         attach(connection, target, "published")
         connection.execute("USE published")
+        declared = tables(warehouse.streams)
+        connection.execute("BEGIN")  # or each of some hundred comments would be flushed to the disk
         make_tables(connection, warehouse.streams)
-        connection.execute("USE private")  # where the policy's conditions look
-        for table in tables(warehouse.streams):
-            if not table.shows:
-                insert = f"INSERT INTO published.{table.full_name} {policy.select(table)}"
-                with_room(connection, partial(connection.execute, insert))
+        for table in declared:
             for column in table.columns:
                 if (doc := policy.doc(table, column)) != column.doc:
-                    of = f"published.{table.full_name}.{quoted(column.name)}"
-                    connection.execute(f"COMMENT ON COLUMN {of} IS {literal(doc)}")
+                    connection.execute(f"COMMENT ON COLUMN {table.full_name}.{quoted(column.name)} IS {literal(doc)}")
+        connection.execute("COMMIT")
+        connection.execute("USE private")  # where the policy's conditions look
+        for table in (table for table in declared if not table.shows):
+            insert = f"INSERT INTO published.{table.full_name} {policy.select(table)}"
+            with_room(connection, partial(connection.execute, insert))
         connection.execute("CHECKPOINT published")
 
 

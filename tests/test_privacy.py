@@ -131,9 +131,15 @@ def hide_and_sync(place: Place) -> Place:
 
 
 @pytest.fixture
+def place(new_place: NewPlace) -> Place:
+    """A small one: what is hidden is so among few rows too."""
+    return new_place(meetings=8, accounts=1)
+
+
+@pytest.fixture
 def hidden(new_place: NewPlace) -> Place:
     """Such a place, to change."""
-    return hide_and_sync(new_place(meetings=30, accounts=2))
+    return hide_and_sync(new_place(meetings=14, accounts=2))
 
 
 @pytest.fixture(scope="module")
