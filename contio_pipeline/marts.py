@@ -87,7 +87,8 @@ def _fields(**fields: tuple[str, str] | tuple[str, str, str]) -> tuple[Field, ..
 
 
 _IN_USE = """RECURSIVE merges AS (
-            SELECT id AS old_id, max(redirect_to_meeting_id) AS new_id FROM raw.meeting_aliases GROUP BY ALL
+            SELECT id AS old_id, arg_max(redirect_to_meeting_id, (_first_seen_at, redirect_to_meeting_id)) AS new_id
+            FROM raw.meeting_aliases GROUP BY id
         ),
         chains AS (
             SELECT old_id, new_id, 1 AS hops FROM merges
@@ -96,7 +97,7 @@ _IN_USE = """RECURSIVE merges AS (
         ),
         aliases AS (SELECT old_id, arg_max(new_id, hops) AS new_id FROM chains GROUP BY old_id)"""
 """SQL of a common table: what became of the id of a meeting that was merged into another, and that perhaps into a third,
-whichever account told."""
+whichever account told; of two that tell otherwise, the one that saw it last."""
 
 _SEEN = ("VARCHAR[]", "The accounts that see it now, sorted; empty when it is gone.")
 _DELETED = ("TIMESTAMP WITH TIME ZONE", "When the last account lost sight of it; NULL while one sees it.")
@@ -123,11 +124,12 @@ def _one_row_each(table: str, key: str = "t.id", joins: str = "", where: str = "
                 CASE WHEN count(*) FILTER (gone_at IS NULL) = 0 THEN max(gone_at) END AS lost_at
             FROM versions GROUP BY key
         ),
-        best AS (
-            SELECT {key} AS key, CASE WHEN t._deleted_at IS NULL THEN [t._account] ELSE [] END AS seen_by,
-                t._deleted_at AS lost_at, t.* {rows} AND hash({key}) NOT IN (FROM shared)
+        best AS NOT MATERIALIZED (
+            SELECT {key} AS key, t.rowid AS place, t._deleted_at AS lost_at,
+                CASE WHEN lost_at IS NULL THEN [t._account] ELSE [] END AS seen_by, t.*
+            {rows} AND hash({key}) NOT IN (FROM shared)
             UNION ALL BY NAME
-            SELECT key, seen_by, lost_at, t.* FROM chosen JOIN raw.{table} t ON t.rowid = chosen.place
+            SELECT key, place, seen_by, lost_at, t.* FROM chosen JOIN raw.{table} t ON t.rowid = chosen.place
         )"""
 
 
@@ -135,11 +137,13 @@ def _meetings(zone: str, _today: str) -> str:
     rows = _one_row_each(
         "meetings",
         "coalesce(new_id, t.id)",
-        "LEFT JOIN aliases ON old_id = t.id",
-        "t._gone_reason IS DISTINCT FROM 'merged'",
+        "LEFT JOIN aliases ON old_id = t.id LEFT JOIN seen ON seen.id = new_id",
+        "t._gone_reason IS DISTINCT FROM 'merged' OR seen.id IS NULL",
     )
     return f"""
-        WITH {_IN_USE}, {rows}
+        WITH {_IN_USE},
+        seen AS (SELECT DISTINCT id FROM raw.meetings WHERE id IN (SELECT new_id FROM aliases)),  -- where one was merged into
+        {rows}
         SELECT key AS id, title, summary_notes, start_time, end_time, status,
             {_day("start_time", zone)} AS local_date,
             CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,

@@ -565,6 +565,39 @@ def test_a_meeting_that_was_merged_again_and_again_is_one_under_its_last_id(plac
     assert items <= {row[0] for row in place.query(f"SELECT id FROM mart.action_items WHERE meeting_id = '{new}'")}
 
 
+def test_a_meeting_that_was_merged_into_one_that_nobody_ever_saw_is_gone_under_its_id(
+    new_place: Callable[..., Place],
+) -> None:
+    place = new_place(meetings=0, accounts=2)
+    [old] = place.world.insert("meetings", title="Board")
+    place.world.insert("meetings")
+    place.sync(streams=["meetings"])
+    place.world.merge(ids=[old])
+    place.world.delete("meetings", ids=[place.world.redirects[old]])
+    place.sync(streams=["meetings"])
+    sql = "SELECT id, seen_by, deleted_at IS NOT NULL FROM mart.meetings WHERE title = 'Board'"
+    assert place.query(sql) == [(place.world.redirects[old], [], True)]
+
+
+def test_where_accounts_know_different_targets_of_a_merged_meeting_the_one_that_was_seen_last_counts(
+    new_place: Callable[..., Place],
+) -> None:
+    place = new_place(meetings=0, accounts=2)
+    world = place.world
+    [old] = world.insert("meetings", redirect_to_meeting_id="z first")
+    world.insert("action_items", meeting_id=old)
+    place.sync()
+    before = "SELECT DISTINCT _first_seen_at::VARCHAR FROM raw.meeting_aliases WHERE _account = 'bo'"
+    [(first_seen,)] = place.query(before)
+    world.update("meetings", ids=[old], redirect_to_meeting_id="a later")
+    place.sync(accounts=["ana"])
+    assert place.query("SELECT meeting_id FROM mart.action_items") == [("a later",)]
+    assert place.query(before) == [(first_seen,)]
+    world.update("meetings", ids=[old], redirect_to_meeting_id="m last")
+    place.sync(accounts=["bo"])
+    assert place.query("SELECT meeting_id FROM mart.action_items") == [("m last",)]
+
+
 @pytest.mark.synced
 def test_marts_are_published_as_parquet_with_the_same_rows(place: Place) -> None:
     folder = current(place.settings.data_dir)
