@@ -219,22 +219,29 @@ def _event_attendees(_zone: str, _today: str) -> str:
         FROM each"""
 
 
-_CONTENTS = """contents AS (
-            SELECT DISTINCT ON (id) id, state, reason, sha256, size_bytes FROM raw.document_contents
-            ORDER BY id, state <> 'stored', fetched_at DESC NULLS LAST, _account
-        )"""
-"""SQL of a common table: of each document the contents that an account has, stored ones before others."""
+_CONTENTS = f"""{_one_row_each("context_documents")},
+        held AS (
+            SELECT key, arg_min(c.rowid, (c._account <> best._account OR state = 'unavailable', state <> 'stored',
+                coalesce(-epoch_us(fetched_at), 0), c._account)) AS place
+            FROM best JOIN raw.document_contents c ON c.id = key
+            LEFT JOIN raw.context_documents o ON o._account = c._account AND o.id = c.id
+            WHERE c._account = best._account
+                OR (state = 'stored' AND o.updated_at = best.updated_at AND o.file_status IS NOT DISTINCT FROM best.file_status)
+            GROUP BY key
+        ),
+        contents AS (SELECT key AS document, c.* FROM held JOIN raw.document_contents c ON c.rowid = place)"""
+"""SQL of a common table: of each document the contents of the version that counts: those of its account, or, where it has none,
+those that another account has of the same version."""
 
 
 def _context_documents(_zone: str, _today: str) -> str:
     return f"""
-        WITH {_IN_USE}, {_one_row_each("context_documents")},
-        {_CONTENTS}
+        WITH {_IN_USE}, {_CONTENTS}
         SELECT key AS id, coalesce(new_id, best.meeting_id, _parent_id) AS meeting_id, title, context_type, source_format,
             file_status, source_name, created_by_user_id, best.created_at, best.updated_at, state AS content_state,
             sha256, size_bytes, seen_by, lost_at AS deleted_at
         FROM best LEFT JOIN aliases ON old_id = coalesce(best.meeting_id, _parent_id)
-        LEFT JOIN contents ON contents.id = key"""
+        LEFT JOIN contents ON document = key"""
 
 
 def _document_texts(_zone: str, _today: str) -> str:
@@ -246,7 +253,7 @@ def _document_texts(_zone: str, _today: str) -> str:
             END AS reason,
             d.sha256, d.created_at, d.seen_by, d.deleted_at
         FROM mart.context_documents d LEFT JOIN raw.document_texts t ON t.sha256 = d.sha256 AND d.content_state = 'stored'
-        LEFT JOIN contents c ON c.id = d.id"""
+        LEFT JOIN contents c ON document = d.id"""
 
 
 def _people(_zone: str, _today: str) -> str:
@@ -594,8 +601,14 @@ MARTS: tuple[Mart, ...] = (
                 "VARCHAR",
                 "stored, waiting, error or unavailable, see raw.document_contents; NULL where it was not asked for.",
             ),
-            sha256=("VARCHAR", "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>."),
-            size_bytes=("BIGINT", "Size in bytes."),
+            sha256=(
+                "VARCHAR",
+                (
+                    "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>. While content_state is not stored, "
+                    "it may be an earlier version's."
+                ),
+            ),
+            size_bytes=("BIGINT", "Size of these bytes."),
             seen_by=_SEEN,
             deleted_at=_DELETED,
         ),
@@ -612,7 +625,7 @@ MARTS: tuple[Mart, ...] = (
             text=("VARCHAR", "Its contents as text, as they are: markup is not taken out.", "document_texts.text"),
             characters=("BIGINT", "Characters of the text."),
             reason=("VARCHAR", "Why there is no text; NULL where there is."),
-            sha256=("VARCHAR", "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>."),
+            sha256=("VARCHAR", "As in mart.context_documents."),
             created_at=(_TIME, "When it was created in Contio."),
             seen_by=_SEEN,
             deleted_at=_DELETED,

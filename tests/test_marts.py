@@ -23,6 +23,8 @@ from truth import Row, instant
 
 from contio_pipeline.generations import current
 from contio_pipeline.marts import MARTS, Mart
+from contio_pipeline.publish import Terms, publish
+from contio_pipeline.warehouse import Warehouse
 
 ZONE = "America/New_York"
 NEEDED = {
@@ -596,6 +598,43 @@ def test_where_accounts_know_different_targets_of_a_merged_meeting_the_one_that_
     world.update("meetings", ids=[old], redirect_to_meeting_id="m last")
     place.sync(accounts=["bo"])
     assert place.query("SELECT meeting_id FROM mart.action_items") == [("m last",)]
+
+
+def test_contents_are_of_the_version_that_counts(new_place: Callable[..., Place]) -> None:
+    place = new_place(meetings=0, accounts=2)
+    world = place.world
+    [meeting] = world.insert("meetings")
+    [document] = world.insert("context_documents", meeting_id=meeting, file_status="complete")
+
+    def shown() -> tuple[Any, ...]:
+        sql = "SELECT file_status, content_state, text, reason FROM mart.document_texts JOIN mart.context_documents USING (id)"
+        [row] = place.query(sql)
+        return row
+
+    world.rewrite_contents([document], body="old")
+    place.sync()
+    assert shown() == ("complete", "stored", "old", None)
+    world.rewrite_contents([document], body="new")
+    world.update("context_documents", ids=[document], file_status="error")
+    place.sync(accounts=["ana"])
+    assert shown() == ("error", "error", None, "file_status is error")
+    world.update("context_documents", ids=[document], file_status="complete")
+    place.sync(accounts=["ana"])
+    assert shown() == ("complete", "stored", "new", None)
+    with Warehouse(place.settings.data_dir, origin=None) as warehouse:
+        of_ana = "WHERE _account = 'ana'"
+        warehouse.connection.execute(f"UPDATE raw.document_contents SET state = 'unavailable', reason = 'no' {of_ana}")
+        publish(warehouse, datetime.now(UTC), Terms.asked_for(place.settings))
+        assert shown() == ("complete", "unavailable", None, "no")  # what the other account has is older
+        warehouse.connection.execute(
+            "UPDATE raw.context_documents o SET updated_at = t.updated_at FROM raw.context_documents t "
+            "WHERE o.id = t.id AND o._account = 'bo' AND t._account = 'ana'"
+        )
+        publish(warehouse, datetime.now(UTC), Terms.asked_for(place.settings), anew=True)
+        assert shown() == ("complete", "stored", "old", None)
+        warehouse.connection.execute(f"DELETE FROM raw.document_contents {of_ana}")
+        publish(warehouse, datetime.now(UTC), Terms.asked_for(place.settings), anew=True)
+        assert shown() == ("complete", "stored", "old", None)
 
 
 @pytest.mark.synced
