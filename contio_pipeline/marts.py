@@ -428,14 +428,19 @@ def _time_to_summary(_zone: str, _today: str) -> str:
 
 def _sync_health(_zone: str, _today: str) -> str:
     return """
-        WITH listed AS (
-            SELECT account, stream, max(listed_at) AS last_listed_at, arg_max(complete, listed_at) AS is_complete,
-                arg_max(coalesce(reason, ''), listed_at) AS reason, max(complete_at) AS last_complete_at,
-                count(*) FILTER (NOT complete) AS incomplete_windows
-            FROM ops.windows GROUP BY ALL
+        WITH windows AS (
+            SELECT *, NOT complete AND coalesce(
+                listed_at >= max(complete_at) FILTER (window_start IS NULL) OVER (PARTITION BY account, stream), true
+            ) AS lacks FROM ops.windows
+        ),
+        listed AS (
+            SELECT account, stream, max(listed_at) AS last_listed_at, max(complete_at) AS last_complete_at,
+                count(*) FILTER (lacks) AS incomplete_windows,
+                arg_max(coalesce(reason, ''), listed_at) FILTER (lacks) AS reason
+            FROM windows GROUP BY ALL
         ),
         broken AS (SELECT _account AS account, stream, count(*) AS n FROM raw.quarantine GROUP BY ALL)
-        SELECT account, stream, last_listed_at, coalesce(is_complete, false) AS is_complete, nullif(reason, '') AS reason,
+        SELECT account, stream, last_listed_at, incomplete_windows = 0 AS is_complete, nullif(reason, '') AS reason,
             last_complete_at, incomplete_windows, coalesce(n, 0) AS broken_rows
         FROM listed LEFT JOIN broken USING (account, stream)"""
 
@@ -781,10 +786,16 @@ MARTS: tuple[Mart, ...] = (
             account=("VARCHAR", "The account."),
             stream=("VARCHAR", "The stream, document_contents, or profile."),
             last_listed_at=(_TIME, "When it was last listed."),
-            is_complete=("BOOLEAN", "Whether the tables were known to equal the API after that."),
-            reason=("VARCHAR", "Why not, and what to do; NULL when they were."),
+            is_complete=(
+                "BOOLEAN",
+                (
+                    "Whether the tables were known to equal the API after that: no listing was incomplete, but those that a "
+                    "later complete one without dates made superfluous."
+                ),
+            ),
+            reason=("VARCHAR", "Why the newest of the incomplete ones is, and what to do; NULL where there is none."),
             last_complete_at=(_TIME, "When a listing was last complete; NULL if none ever was."),
-            incomplete_windows=("BIGINT", "Windows of which the last listing is not complete."),
+            incomplete_windows=("BIGINT", "Windows of which the last listing is incomplete, and not superfluous."),
             broken_rows=("BIGINT", "Rows that stand in raw.quarantine."),
         ),
         _sync_health,

@@ -24,7 +24,7 @@ from truth import Row, instant
 from contio_pipeline.generations import current
 from contio_pipeline.marts import MARTS, Mart
 from contio_pipeline.publish import Terms, publish
-from contio_pipeline.warehouse import Warehouse
+from contio_pipeline.warehouse import Warehouse, Window
 
 ZONE = "America/New_York"
 NEEDED = {
@@ -751,3 +751,26 @@ def test_sync_health_says_what_is_not_complete_and_since_when(place: Place) -> N
     assert [row["incomplete_windows"] for row in (lost, broken, good)] == [1, 1, 0]
     assert "login" in lost["reason"]
     assert lost["last_complete_at"] < good["last_complete_at"]
+def test_sync_health_is_not_complete_while_a_window_is_not_that_no_full_listing_made_superfluous(
+    new_place: Callable[..., Place],
+) -> None:
+    place = new_place(meetings=0, accounts=1)
+    [broken] = place.world.insert("meetings", title=5, start_time="2026-06-01T10:00:00Z")
+    place.world.insert("meetings", start_time="2026-06-02T10:00:00Z")
+    days = [datetime(2026, 6, day, tzinfo=UTC) for day in range(1, 6)]
+
+    def health() -> list[tuple[Any, ...]]:
+        sql = "SELECT is_complete, incomplete_windows, reason LIKE '1 of%' FROM mart.sync_health WHERE stream = 'meetings'"
+        return place.query(sql)
+
+    place.sync(streams=["meetings"])
+    assert health() == [(False, 1, True)]
+    place.sync(streams=["meetings"], window=Window(days[1], days[2]))
+    assert health() == [(False, 1, True)]  # the full listing still is not complete
+    place.sync(streams=["meetings"], window=Window(days[0], days[1]))
+    assert health() == [(False, 2, True)]
+    place.world.update("meetings", ids=[broken], title="mended")
+    place.sync(streams=["meetings"], window=Window(days[3], days[4]))
+    assert health() == [(False, 2, True)]
+    place.sync(streams=["meetings"])
+    assert health() == [(True, 0, None)]
