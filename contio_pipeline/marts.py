@@ -151,48 +151,109 @@ def _meetings(zone: str, _today: str) -> str:
         FROM best"""
 
 
+def _closed(of: str = "") -> str:
+    """SQL: whether there is nothing to do any more."""
+    return f"coalesce({of}is_completed OR {of}status = 'cancelled', false)"
+
+
 def _action_items(zone: str, _today: str) -> str:
+    """What was closed at no time of its own was closed when the first of its closed versions, up to now, was written."""
     return f"""
-        WITH {_IN_USE}, {_one_row_each("action_items")}
+        WITH {_IN_USE}, {_one_row_each("action_items")},
+        past AS (
+            SELECT p._account AS account, p.id AS item, p._changed_at AS seen_at, p.updated_at, {_closed("p.")} AS closed
+            FROM raw.action_items_past p JOIN raw.action_items t ON t._account = p._account AND t.id = p.id
+            WHERE {_closed("t.")} AND NOT coalesce(t.is_completed AND {_datable("t.completed_at")}, false)
+        ),
+        closings AS (
+            SELECT account, item, arg_min(updated_at, seen_at) AS closed_at
+            FROM (SELECT *, max(seen_at) FILTER (NOT closed) OVER (PARTITION BY account, item) AS open_at FROM past)
+            WHERE open_at IS NULL OR seen_at > open_at GROUP BY ALL
+        )
         SELECT key AS id, coalesce(new_id, meeting_id) AS meeting_id, assigned_to_user_id, title, description, status,
             is_completed, due_date, completed_at, {_day("completed_at", zone)} AS completed_local_date,
             {_day("created_at", zone)} AS created_local_date,
             least(
-                CASE WHEN is_completed OR status = 'cancelled'
-                    THEN greatest(coalesce(completed_local_date, {_day("updated_at", zone)}), created_local_date) END,
+                CASE WHEN {_closed()} THEN greatest(created_local_date, coalesce(
+                    CASE WHEN is_completed THEN completed_local_date END, {_day("coalesce(closed_at, updated_at)", zone)}
+                )) END,
                 CASE WHEN lost_at IS NOT NULL THEN greatest({_day("lost_at", zone)}, created_local_date) END
             ) AS closed_local_date,
             CASE WHEN completed_at >= created_at THEN epoch(completed_at - created_at) / 86400 END AS days_to_complete,
             created_at, updated_at, seen_by, lost_at AS deleted_at
-        FROM best LEFT JOIN aliases ON old_id = meeting_id"""
+        FROM best LEFT JOIN aliases ON old_id = meeting_id
+        LEFT JOIN closings ON account = best._account AND item = key"""
 
 
 def _day(moment: str, zone: str) -> str:
     """SQL of the local day; NULL where that lies outside of the years that dates have in most languages."""
-    within = "BETWEEN TIMESTAMPTZ '0001-01-02 00:00:00+00' AND TIMESTAMPTZ '9999-12-30 00:00:00+00'"
-    return f"CASE WHEN {moment} {within} THEN CAST({moment} AT TIME ZONE {zone} AS DATE) END"
+    return f"CASE WHEN {_datable(moment)} THEN CAST({moment} AT TIME ZONE {zone} AS DATE) END"
+
+
+def _datable(moment: str) -> str:
+    return f"{moment} BETWEEN TIMESTAMPTZ '0001-01-02 00:00:00+00' AND TIMESTAMPTZ '9999-12-30 00:00:00+00'"
 
 
 _LINKED = """coalesce(CASE WHEN json_type(linked_meetings) = 'ARRAY' THEN linked_meetings ->> '$[0]' END, meeting_id)"""
 
 
 def _calendar_events(zone: str, _today: str) -> str:
-    text = "(_extra ->> 'start_time')"
-    day = f"TRY_CAST(left({text}, 10) AS DATE)"
+    """Texts are numbers while copies are looked for: of each event something is kept in memory.
+
+    Copies have the same times, and the same organizer and title; those of one meeting have what one of them has. Where accounts
+    have several such events, these are numbered: by their meetings, and without one by the lowest numbers that are left.
+    """
+    text, end_text = "(_extra ->> 'start_time')", "(_extra ->> 'end_time')"
     return f"""
         WITH {_IN_USE}, {_one_row_each("calendar_events")},
-        linked AS (SELECT *, {_LINKED} AS linked_id FROM best)
+        events AS NOT MATERIALIZED (
+            SELECT best.*, coalesce(new_id, {_LINKED}) AS linked_id FROM best LEFT JOIN aliases ON old_id = {_LINKED}
+        ),
+        narrow AS (
+            SELECT place, key, lost_at IS NOT NULL AS gone, _account, linked_id, linked_id IS NULL AS alone,
+                hash(start_time, end_time, CASE WHEN start_time IS NULL THEN {text} END,
+                    CASE WHEN end_time IS NULL THEN {end_text} END) AS times,
+                md5_number_lower({_compared("organizer ->> '$.email'")}) AS organizer,
+                md5_number_lower({_compared("title")}) AS title
+            FROM events
+        ),
+        alike AS (
+            SELECT * REPLACE (
+                CASE WHEN alone THEN title ELSE max(title) OVER same END AS title,
+                coalesce(CASE WHEN alone THEN organizer ELSE max(organizer) OVER same END,
+                    md5_number_lower(coalesce(linked_id, key))) AS organizer
+            ) FROM narrow WINDOW same AS (PARTITION BY times, linked_id)
+        ),
+        counted AS (
+            SELECT *, dense_rank() OVER (PARTITION BY times, organizer, title, alone ORDER BY linked_id) AS number,
+                dense_rank() OVER (
+                    PARTITION BY times, organizer, title, alone, _account
+                    ORDER BY linked_id, CASE WHEN alone THEN (gone, key) END
+                ) AS nth
+            FROM alike
+        ),
+        numbered AS (
+            SELECT place, organizer AS organizer_number, title AS title_number, CASE WHEN alone THEN dense_rank() OVER (
+                PARTITION BY times, organizer, title, _account
+                ORDER BY CASE WHEN alone THEN nth ELSE number - nth END, alone DESC, nth
+            ) ELSE number END AS number FROM counted
+        )
         SELECT key AS id, title, description, start_time, end_time, location,
             start_time IS NULL AND coalesce(len({text}) = 10, false) AS is_all_day,
-            coalesce({_day("start_time", zone)}, {day}) AS local_date,
+            coalesce({_day("start_time", zone)}, TRY_CAST(left({text}, 10) AS DATE)) AS local_date,
             CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,
-            {_address("organizer ->> '$.email'")} AS organizer_email, organizer ->> '$.name' AS organizer_name,
+            {_compared("organizer ->> '$.email'")} AS organizer_email, organizer ->> '$.name' AS organizer_name,
             CASE WHEN json_type(attendees) = 'ARRAY' THEN json_array_length(attendees) ELSE 0 END::BIGINT AS attendees,
-            coalesce(new_id, linked_id) AS meeting_id,
-            md5(concat_ws(' ', coalesce(new_id, linked_id, {_address("organizer ->> '$.email'")}, key),
-                epoch_us(start_time), epoch_us(end_time), {text})) AS occurrence,
+            linked_id AS meeting_id,
+            md5(concat_ws(' ', coalesce(epoch_us(start_time)::VARCHAR, {text}, '-'),
+                coalesce(epoch_us(end_time)::VARCHAR, {end_text}, '-'), organizer_number, title_number, number)) AS occurrence,
             seen_by, lost_at AS deleted_at
-        FROM linked LEFT JOIN aliases ON old_id = linked_id"""
+        FROM events LEFT JOIN numbered USING (place)"""
+
+
+def _compared(value: str) -> str:
+    """SQL of an address, or title, as it is compared: in lower case; NULL where it is blank."""
+    return f"lower(nullif(trim({value}), ''))"
 
 
 def _address(value: str) -> str:
@@ -209,11 +270,11 @@ def _event_attendees(_zone: str, _today: str) -> str:
     return f"""
         WITH {_one_row_each("calendar_events")},
         each AS (
-            SELECT key, lost_at, {_address("organizer ->> '$.email'")} AS organizer_email,
+            SELECT key, lost_at, {_compared("organizer ->> '$.email'")} AS organizer_email,
                 {_each("attendees")} AS one
             FROM best
         )
-        SELECT key AS event_id, {_address("one ->> '$.email'")} AS email, one ->> '$.name' AS name,
+        SELECT key AS event_id, {_compared("one ->> '$.email'")} AS email, one ->> '$.name' AS name,
             one ->> '$.status' AS status, one ->> '$.type' AS type,
             coalesce(lower(trim(one ->> '$.email')) = organizer_email, false) AS is_organizer, lost_at AS deleted_at
         FROM each"""
@@ -259,7 +320,7 @@ def _document_texts(_zone: str, _today: str) -> str:
 def _people(_zone: str, _today: str) -> str:
     return f"""
         WITH told AS (
-            SELECT id AS user_id, {_address("email")} AS email, display_name AS name, 'accounts' AS source, 1 AS rank
+            SELECT id AS user_id, {_compared("email")} AS email, display_name AS name, 'accounts' AS source, 1 AS rank
             FROM raw.accounts
             UNION
             SELECT created_by_user_id, NULL, NULL, 'meetings', 9 FROM raw.meetings
@@ -272,20 +333,21 @@ def _people(_zone: str, _today: str) -> str:
             UNION
             SELECT NULL, organizer_email, organizer_name, 'calendar_events', 3 FROM mart.calendar_events
             UNION
-            SELECT user_id, {_address("email")}, name, 'participants', 2 FROM raw.participants
+            SELECT user_id, {_compared("email")}, name, 'participants', 2 FROM raw.participants
             UNION
-            SELECT one ->> '$.user_id', {_address("one ->> '$.email'")}, one ->> '$.name', 'agenda_items', 2
+            SELECT one ->> '$.user_id', {_compared("one ->> '$.email'")}, one ->> '$.name', 'agenda_items', 2
             FROM (SELECT {_each("presenter_details")} AS one FROM raw.agenda_items)
         ),
         owners AS (
-            SELECT email, min(user_id) AS owner FROM told WHERE email IS NOT NULL AND user_id <> '' GROUP BY email
+            SELECT email, arg_min(user_id, (rank, user_id)) AS owner
+            FROM told WHERE email IS NOT NULL AND user_id <> '' GROUP BY email
         ),
         whole AS (
             SELECT coalesce(nullif(user_id, ''), owner) AS user_id, coalesce(nullif(user_id, ''), owner, email) AS id, email,
                 name, source, rank, coalesce(owner, email) AS belongs_to
             FROM told LEFT JOIN owners USING (email)
         )
-        SELECT id, any_value(user_id) AS user_id, arg_min(email, (rank, email)) FILTER (email IS NOT NULL) AS email,
+        SELECT id, any_value(user_id) AS user_id, arg_min(email, (rank, email)) FILTER (belongs_to = id) AS email,
             coalesce(list(DISTINCT email ORDER BY email) FILTER (belongs_to = id), []) AS emails,
             arg_min(name, (rank, name)) FILTER (trim(name) <> '') AS name, list(DISTINCT source ORDER BY source) AS sources
         FROM whole WHERE id IS NOT NULL GROUP BY id"""
@@ -390,12 +452,32 @@ def _meeting_hygiene(_zone: str, _today: str) -> str:
 
 
 def _calendar_linkage(_zone: str, _today: str) -> str:
-    return """
-        SELECT e.id AS event_id, e.title, e.local_date, e.is_all_day, e.organizer_email, e.meeting_id,
-            CASE WHEN e.meeting_id IS NULL THEN 'none' WHEN m.id IS NULL THEN 'unseen' ELSE 'linked' END AS link,
+    """Nearly all events name one meeting, or none: only of the others more than the first is looked at."""
+    many = "t.id IN (SELECT id FROM raw.calendar_events WHERE contains(linked_meetings, ','))"
+    return f"""
+        WITH {_IN_USE}, {_one_row_each("calendar_events", where=many)},
+        live AS (SELECT id, start_time, calendar_event_id FROM mart.meetings WHERE deleted_at IS NULL),
+        events AS (SELECT * FROM mart.calendar_events WHERE deleted_at IS NULL),
+        open AS (SELECT id FROM events WHERE meeting_id IS NULL OR meeting_id NOT IN (SELECT id FROM live)),
+        named AS (
+            SELECT event_id, coalesce(new_id, linked_id) AS meeting_id, place
+            FROM (
+                SELECT key AS event_id, unnest(json_extract_string(linked_meetings, '$[*]')) AS linked_id,
+                    unnest(range(json_array_length(linked_meetings)::BIGINT)) AS place
+                FROM best WHERE json_type(linked_meetings) = 'ARRAY'
+            ) LEFT JOIN aliases ON old_id = linked_id
+            UNION ALL
+            SELECT open.id, live.id, 1000000 FROM live JOIN open ON calendar_event_id = open.id
+        ),
+        others AS (
+            SELECT event_id, arg_min(live.id, (place, live.start_time, live.id)) AS other_id
+            FROM named JOIN open ON open.id = event_id JOIN live ON live.id = meeting_id GROUP BY event_id
+        )
+        SELECT e.id AS event_id, occurrence, title, local_date, is_all_day, organizer_email,
+            coalesce(other_id, meeting_id) AS meeting_id,
+            CASE WHEN m.id IS NOT NULL THEN 'linked' WHEN meeting_id IS NULL THEN 'none' ELSE 'unseen' END AS link,
             epoch(m.start_time - e.start_time) / 60 AS meeting_starts_later_minutes
-        FROM mart.calendar_events e LEFT JOIN mart.meetings m ON m.id = e.meeting_id AND m.deleted_at IS NULL
-        WHERE e.deleted_at IS NULL"""
+        FROM events e LEFT JOIN others ON event_id = e.id LEFT JOIN live m ON m.id = coalesce(other_id, meeting_id)"""
 
 
 def _context_coverage(_zone: str, _today: str) -> str:
@@ -484,7 +566,10 @@ MARTS: tuple[Mart, ...] = (
             id=("VARCHAR", "The action item's id."),
             meeting_id=(
                 "VARCHAR",
-                "The meeting that it came from, by the id that is in use.",
+                (
+                    "The meeting that it came from, by the id that is in use, as far as that is known: of a meeting that was "
+                    "merged before the first sync the API still tells the old id, and of the merge nothing."
+                ),
                 "action_items.meeting_id",
             ),
             assigned_to_user_id=(
@@ -505,9 +590,19 @@ MARTS: tuple[Mart, ...] = (
             created_local_date=("DATE", "The day of created_at in CONTIO_TIMEZONE."),
             closed_local_date=(
                 "DATE",
-                "The day from which there is nothing to do any more: completed, cancelled, or no longer seen; NULL while open.",
+                (
+                    "The day from which there is nothing to do any more: completed, cancelled, or no longer seen; NULL while "
+                    "open. Where no time is told (cancelled, or completed without completed_at), that on which the first version "
+                    "that a sync saw so, of those up to now, was written."
+                ),
             ),
-            days_to_complete=("DOUBLE", "From created_at to completed_at, in days of 24 hours."),
+            days_to_complete=(
+                "DOUBLE",
+                (
+                    "From created_at to completed_at, in days of 24 hours; NULL where one is missing or they are reversed. An "
+                    "item that was opened again may still have it."
+                ),
+            ),
             created_at=(_TIME, "When it was created in Contio."),
             updated_at=(_TIME, "When it last changed in Contio."),
             seen_by=_SEEN,
@@ -528,7 +623,10 @@ MARTS: tuple[Mart, ...] = (
             is_all_day=("BOOLEAN", "Whether its start is a day without a time."),
             local_date=(
                 "DATE",
-                "The day of its start in CONTIO_TIMEZONE; of an all-day event its first day, as written.",
+                (
+                    "The day of its start in CONTIO_TIMEZONE; of an all-day event its first day, and of a time without a zone "
+                    "its day, as written."
+                ),
             ),
             minutes=(
                 "DOUBLE",
@@ -548,7 +646,10 @@ MARTS: tuple[Mart, ...] = (
             ),
             occurrence=(
                 "VARCHAR",
-                "The same for copies of one event in several calendars: same start and end, and same meeting or organizer.",
+                (
+                    "The same for copies of one event in several calendars: same start and end, and same meeting, or else same "
+                    "organizer and title. Two events of one account are never the same, unless they name the same meeting."
+                ),
             ),
             seen_by=_SEEN,
             deleted_at=_DELETED,
@@ -643,13 +744,28 @@ MARTS: tuple[Mart, ...] = (
         _fields(
             id=("VARCHAR", "The Contio user's id where it is known, else the address."),
             user_id=("VARCHAR", "The Contio user's id; NULL for people outside."),
-            email=("VARCHAR", "The address, in lower case; NULL where only an id is known."),
-            emails=("VARCHAR[]", "All addresses that are the person's, sorted; each is one person's only."),
+            email=(
+                "VARCHAR",
+                "The first of the person's own addresses, a profile's before others; NULL where there is none.",
+            ),
+            emails=(
+                "VARCHAR[]",
+                (
+                    "All addresses that are the person's, in lower case, sorted; each is one person's only: its profile's, else "
+                    "that of the first user id named with it."
+                ),
+            ),
             name=(
                 "VARCHAR",
                 "The name: from the profile, else from a meeting, else from a calendar; NULL where nothing tells it.",
             ),
-            sources=("VARCHAR[]", "Where the person is named, sorted."),
+            sources=(
+                "VARCHAR[]",
+                (
+                    "Where the person is named, sorted: accounts (the profiles), action_items, agenda_items, calendar_events (as "
+                    "the organizer), context_documents, event_attendees, meetings, participants."
+                ),
+            ),
         ),
         _people,
         stored=True,
@@ -711,21 +827,31 @@ MARTS: tuple[Mart, ...] = (
     ),
     Mart(
         "calendar_linkage",
-        "A calendar event: whether a Contio meeting belongs to it.",
+        "A calendar event: whether a Contio meeting belongs to it. Copies in several calendars are rows each.",
         _fields(
             event_id=("VARCHAR", "The event, see mart.calendar_events."),
+            occurrence=(
+                "VARCHAR",
+                "The same for copies of one event: count(DISTINCT occurrence) counts them once.",
+            ),
             title=("VARCHAR", "Title.", "calendar_events.title"),
             local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
             is_all_day=("BOOLEAN", "Whether its start is a day without a time."),
             organizer_email=("VARCHAR", "The organizer's address, in lower case.", "calendar_events.organizer"),
             meeting_id=(
                 "VARCHAR",
-                "The meeting that it names; NULL where it names none.",
+                (
+                    "Of the meetings that it names the first that an account sees, else the first that names it; of an event "
+                    "without such, the first that it names. NULL where there is none."
+                ),
                 "calendar_events.linked_meetings",
             ),
             link=(
                 "VARCHAR",
-                "linked; unseen: it names a meeting that no account sees; none.",
+                (
+                    "linked: an account sees a meeting that it names, or that names it; unseen: it names meetings that no "
+                    "account sees; none."
+                ),
                 "calendar_events.linked_meetings",
             ),
             meeting_starts_later_minutes=(
