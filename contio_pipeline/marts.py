@@ -256,11 +256,6 @@ def _compared(value: str) -> str:
     return f"lower(nullif(trim({value}), ''))"
 
 
-def _address(value: str) -> str:
-    """SQL of an address as it is compared: in lower case; NULL where it is blank."""
-    return f"lower(nullif(trim({value}), ''))"
-
-
 def _each(column: str) -> str:
     """SQL of the values of a JSON list, a row for each; none where it is no list."""
     return f"unnest(CAST(CASE WHEN json_type({column}) = 'ARRAY' THEN {column} END AS JSON[]))"
@@ -772,9 +767,10 @@ MARTS: tuple[Mart, ...] = (
     ),
     Mart(
         "person_week",
-        "What a person's week holds in meetings of the calendars that are read: events that they organize or did not decline. "
-        "Copies of an event in several calendars count once. All-day events, those of a day or longer, and those without a "
-        "length are not counted.",
+        "What a person's week holds in meetings of the calendars that are read: events that they organize or are invited to, and "
+        "did not decline; no answer and tentative count. Each of a person's addresses is asked: what one declined another may "
+        "attend. Copies of an event in several calendars count once. Rooms, events that are gone, all-day events, those of a day "
+        "or longer, and those without a length are not counted.",
         _fields(
             person_id=("VARCHAR", "The person, see mart.people."),
             week_start=("DATE", "The Monday of the week in CONTIO_TIMEZONE."),
@@ -796,14 +792,14 @@ MARTS: tuple[Mart, ...] = (
     Mart(
         "action_item_daily",
         "What there was to do at the end of each day, from the first action item to the day of publication. Cancelled ones count "
-        "until they were, deleted ones until that was seen.",
+        "until they were, deleted ones until that was seen. Items without created_at, or from before 2000, are in no day.",
         _fields(
             day=("DATE", "The day in CONTIO_TIMEZONE."),
             open=("BIGINT", "Action items that were open."),
             overdue=("BIGINT", "Of these, those that were due before this day.", "action_items.due_date"),
             open_over_30_days=("BIGINT", "Of these, those that had been open for more than 30 days."),
             created=("BIGINT", "Action items that were created on this day."),
-            completed=("BIGINT", "Action items that were completed on this day."),
+            completed=("BIGINT", "Action items that are completed, by the day on which they were closed."),
             is_reconstructed=(
                 "BOOLEAN",
                 "True before the first sync of action items: made of what they say today, so what was deleted lacks.",
@@ -814,14 +810,14 @@ MARTS: tuple[Mart, ...] = (
     ),
     Mart(
         "meeting_hygiene",
-        "A meeting that has ended: whether it left notes and action items.",
+        "A meeting that has ended (its status is ended or completed, whatever its time): whether it left notes and action items.",
         _fields(
             meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
             title=("VARCHAR", "Title.", "meetings.title"),
             local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
             created_by_user_id=("VARCHAR", "The user who created it, see mart.people.", "meetings.created_by_user_id"),
             has_notes=("BOOLEAN", "Whether there are summary notes.", "meetings.summary_notes"),
-            action_items=("BIGINT", "Action items that came from it.", "action_items.meeting_id"),
+            action_items=("BIGINT", "Action items that came from it and are still seen.", "action_items.meeting_id"),
         ),
         _meeting_hygiene,
     ),
@@ -872,7 +868,7 @@ MARTS: tuple[Mart, ...] = (
             local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
             start_time=(_TIME, "Scheduled start."),
             documents=("BIGINT", "Context documents that it has."),
-            documents_before_start=("BIGINT", "Of these, those that were created before its start."),
+            documents_before_start=("BIGINT", "Of these, those that were created before its start, or at it."),
             is_prepared=("BOOLEAN", "Whether there is at least one of these."),
             first_document_at=(_TIME, "When the first of its documents was created."),
         ),
@@ -880,7 +876,7 @@ MARTS: tuple[Mart, ...] = (
     ),
     Mart(
         "time_to_summary",
-        "A meeting that has ended: how long its notes took.",
+        "A meeting that has ended (its status is ended or completed, whatever its time): how long its notes took, at most.",
         _fields(
             meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
             title=("VARCHAR", "Title.", "meetings.title"),
@@ -888,18 +884,21 @@ MARTS: tuple[Mart, ...] = (
             end_time=(_TIME, "Scheduled end."),
             summary_at=(
                 _TIME,
-                "When the first version with notes that a sync saw was written in Contio; NULL where none had any.",
+                (
+                    "When the notes were there at the latest: when the first version with notes that a sync saw was written in "
+                    "Contio, which may be an edit after them. NULL where none had any."
+                ),
                 "meetings.summary_notes",
             ),
             summary_seen_at=(_TIME, "When a sync first saw notes; NULL where it never did.", "meetings.summary_notes"),
             minutes_to_summary=(
                 "DOUBLE",
-                "Minutes from end_time to summary_at; NULL without notes, or where they came before the end.",
+                "Minutes from end_time to summary_at, an upper bound; NULL without notes, or where they came before the end.",
                 "meetings.summary_notes",
             ),
             is_upper_bound=(
                 "BOOLEAN",
-                "True where the first version that was seen had notes already, so they may be older.",
+                "True where the first version that a sync saw at all had notes: then nothing tells how much older they are.",
                 "meetings.summary_notes",
             ),
         ),
