@@ -87,7 +87,8 @@ def _fields(**fields: tuple[str, str] | tuple[str, str, str]) -> tuple[Field, ..
 
 
 _IN_USE = """RECURSIVE merges AS (
-            SELECT id AS old_id, max(redirect_to_meeting_id) AS new_id FROM raw.meeting_aliases GROUP BY ALL
+            SELECT id AS old_id, arg_max(redirect_to_meeting_id, (_first_seen_at, redirect_to_meeting_id)) AS new_id
+            FROM raw.meeting_aliases GROUP BY id
         ),
         chains AS (
             SELECT old_id, new_id, 1 AS hops FROM merges
@@ -96,7 +97,7 @@ _IN_USE = """RECURSIVE merges AS (
         ),
         aliases AS (SELECT old_id, arg_max(new_id, hops) AS new_id FROM chains GROUP BY old_id)"""
 """SQL of a common table: what became of the id of a meeting that was merged into another, and that perhaps into a third,
-whichever account told."""
+whichever account told; of two that tell otherwise, the one that saw it last."""
 
 _SEEN = ("VARCHAR[]", "The accounts that see it now, sorted; empty when it is gone.")
 _DELETED = ("TIMESTAMP WITH TIME ZONE", "When the last account lost sight of it; NULL while one sees it.")
@@ -123,11 +124,12 @@ def _one_row_each(table: str, key: str = "t.id", joins: str = "", where: str = "
                 CASE WHEN count(*) FILTER (gone_at IS NULL) = 0 THEN max(gone_at) END AS lost_at
             FROM versions GROUP BY key
         ),
-        best AS (
-            SELECT {key} AS key, CASE WHEN t._deleted_at IS NULL THEN [t._account] ELSE [] END AS seen_by,
-                t._deleted_at AS lost_at, t.* {rows} AND hash({key}) NOT IN (FROM shared)
+        best AS NOT MATERIALIZED (
+            SELECT {key} AS key, t.rowid AS place, t._deleted_at AS lost_at,
+                CASE WHEN lost_at IS NULL THEN [t._account] ELSE [] END AS seen_by, t.*
+            {rows} AND hash({key}) NOT IN (FROM shared)
             UNION ALL BY NAME
-            SELECT key, seen_by, lost_at, t.* FROM chosen JOIN raw.{table} t ON t.rowid = chosen.place
+            SELECT key, place, seen_by, lost_at, t.* FROM chosen JOIN raw.{table} t ON t.rowid = chosen.place
         )"""
 
 
@@ -135,11 +137,13 @@ def _meetings(zone: str, _today: str) -> str:
     rows = _one_row_each(
         "meetings",
         "coalesce(new_id, t.id)",
-        "LEFT JOIN aliases ON old_id = t.id",
-        "t._gone_reason IS DISTINCT FROM 'merged'",
+        "LEFT JOIN aliases ON old_id = t.id LEFT JOIN seen ON seen.id = new_id",
+        "t._gone_reason IS DISTINCT FROM 'merged' OR seen.id IS NULL",
     )
     return f"""
-        WITH {_IN_USE}, {rows}
+        WITH {_IN_USE},
+        seen AS (SELECT DISTINCT id FROM raw.meetings WHERE id IN (SELECT new_id FROM aliases)),  -- where one was merged into
+        {rows}
         SELECT key AS id, title, summary_notes, start_time, end_time, status,
             {_day("start_time", zone)} AS local_date,
             CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,
@@ -147,52 +151,108 @@ def _meetings(zone: str, _today: str) -> str:
         FROM best"""
 
 
+def _closed(of: str = "") -> str:
+    """SQL: whether there is nothing to do any more."""
+    return f"coalesce({of}is_completed OR {of}status = 'cancelled', false)"
+
+
 def _action_items(zone: str, _today: str) -> str:
+    """What was closed at no time of its own was closed when the first of its closed versions, up to now, was written."""
     return f"""
-        WITH {_IN_USE}, {_one_row_each("action_items")}
+        WITH {_IN_USE}, {_one_row_each("action_items")},
+        past AS (
+            SELECT p._account AS account, p.id AS item, p._changed_at AS seen_at, p.updated_at, {_closed("p.")} AS closed
+            FROM raw.action_items_past p JOIN raw.action_items t ON t._account = p._account AND t.id = p.id
+            WHERE {_closed("t.")} AND NOT coalesce(t.is_completed AND {_datable("t.completed_at")}, false)
+        ),
+        closings AS (
+            SELECT account, item, arg_min(updated_at, seen_at) AS closed_at
+            FROM (SELECT *, max(seen_at) FILTER (NOT closed) OVER (PARTITION BY account, item) AS open_at FROM past)
+            WHERE open_at IS NULL OR seen_at > open_at GROUP BY ALL
+        )
         SELECT key AS id, coalesce(new_id, meeting_id) AS meeting_id, assigned_to_user_id, title, description, status,
             is_completed, due_date, completed_at, {_day("completed_at", zone)} AS completed_local_date,
             {_day("created_at", zone)} AS created_local_date,
             least(
-                CASE WHEN is_completed OR status = 'cancelled'
-                    THEN greatest(coalesce(completed_local_date, {_day("updated_at", zone)}), created_local_date) END,
+                CASE WHEN {_closed()} THEN greatest(created_local_date, coalesce(
+                    CASE WHEN is_completed THEN completed_local_date END, {_day("coalesce(closed_at, updated_at)", zone)}
+                )) END,
                 CASE WHEN lost_at IS NOT NULL THEN greatest({_day("lost_at", zone)}, created_local_date) END
             ) AS closed_local_date,
             CASE WHEN completed_at >= created_at THEN epoch(completed_at - created_at) / 86400 END AS days_to_complete,
             created_at, updated_at, seen_by, lost_at AS deleted_at
-        FROM best LEFT JOIN aliases ON old_id = meeting_id"""
+        FROM best LEFT JOIN aliases ON old_id = meeting_id
+        LEFT JOIN closings ON account = best._account AND item = key"""
 
 
 def _day(moment: str, zone: str) -> str:
     """SQL of the local day; NULL where that lies outside of the years that dates have in most languages."""
-    within = "BETWEEN TIMESTAMPTZ '0001-01-02 00:00:00+00' AND TIMESTAMPTZ '9999-12-30 00:00:00+00'"
-    return f"CASE WHEN {moment} {within} THEN CAST({moment} AT TIME ZONE {zone} AS DATE) END"
+    return f"CASE WHEN {_datable(moment)} THEN CAST({moment} AT TIME ZONE {zone} AS DATE) END"
+
+
+def _datable(moment: str) -> str:
+    return f"{moment} BETWEEN TIMESTAMPTZ '0001-01-02 00:00:00+00' AND TIMESTAMPTZ '9999-12-30 00:00:00+00'"
 
 
 _LINKED = """coalesce(CASE WHEN json_type(linked_meetings) = 'ARRAY' THEN linked_meetings ->> '$[0]' END, meeting_id)"""
 
 
 def _calendar_events(zone: str, _today: str) -> str:
-    text = "(_extra ->> 'start_time')"
-    day = f"TRY_CAST(left({text}, 10) AS DATE)"
+    """Texts are numbers while copies are looked for: of each event something is kept in memory.
+
+    Copies have the same times, and the same organizer and title; those of one meeting have what one of them has. Where accounts
+    have several such events, these are numbered: by their meetings, and without one by the lowest numbers that are left.
+    """
+    text, end_text = "(_extra ->> 'start_time')", "(_extra ->> 'end_time')"
     return f"""
         WITH {_IN_USE}, {_one_row_each("calendar_events")},
-        linked AS (SELECT *, {_LINKED} AS linked_id FROM best)
+        events AS NOT MATERIALIZED (
+            SELECT best.*, coalesce(new_id, {_LINKED}) AS linked_id FROM best LEFT JOIN aliases ON old_id = {_LINKED}
+        ),
+        narrow AS (
+            SELECT place, key, lost_at IS NOT NULL AS gone, _account, linked_id, linked_id IS NULL AS alone,
+                hash(start_time, end_time, CASE WHEN start_time IS NULL THEN {text} END,
+                    CASE WHEN end_time IS NULL THEN {end_text} END) AS times,
+                md5_number_lower({_compared("organizer ->> '$.email'")}) AS organizer,
+                md5_number_lower({_compared("title")}) AS title
+            FROM events
+        ),
+        alike AS (
+            SELECT * REPLACE (
+                CASE WHEN alone THEN title ELSE max(title) OVER same END AS title,
+                coalesce(CASE WHEN alone THEN organizer ELSE max(organizer) OVER same END,
+                    md5_number_lower(coalesce(linked_id, key))) AS organizer
+            ) FROM narrow WINDOW same AS (PARTITION BY times, linked_id)
+        ),
+        counted AS (
+            SELECT *, dense_rank() OVER (PARTITION BY times, organizer, title, alone ORDER BY linked_id) AS number,
+                dense_rank() OVER (
+                    PARTITION BY times, organizer, title, alone, _account
+                    ORDER BY linked_id, CASE WHEN alone THEN (gone, key) END
+                ) AS nth
+            FROM alike
+        ),
+        numbered AS (
+            SELECT place, organizer AS organizer_number, title AS title_number, CASE WHEN alone THEN dense_rank() OVER (
+                PARTITION BY times, organizer, title, _account
+                ORDER BY CASE WHEN alone THEN nth ELSE number - nth END, alone DESC, nth
+            ) ELSE number END AS number FROM counted
+        )
         SELECT key AS id, title, description, start_time, end_time, location,
             start_time IS NULL AND coalesce(len({text}) = 10, false) AS is_all_day,
-            coalesce({_day("start_time", zone)}, {day}) AS local_date,
+            coalesce({_day("start_time", zone)}, TRY_CAST(left({text}, 10) AS DATE)) AS local_date,
             CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,
-            {_address("organizer ->> '$.email'")} AS organizer_email, organizer ->> '$.name' AS organizer_name,
+            {_compared("organizer ->> '$.email'")} AS organizer_email, organizer ->> '$.name' AS organizer_name,
             CASE WHEN json_type(attendees) = 'ARRAY' THEN json_array_length(attendees) ELSE 0 END::BIGINT AS attendees,
-            coalesce(new_id, linked_id) AS meeting_id,
-            md5(concat_ws(' ', coalesce(new_id, linked_id, {_address("organizer ->> '$.email'")}, key),
-                epoch_us(start_time), epoch_us(end_time), {text})) AS occurrence,
+            linked_id AS meeting_id,
+            md5(concat_ws(' ', coalesce(epoch_us(start_time)::VARCHAR, {text}, '-'),
+                coalesce(epoch_us(end_time)::VARCHAR, {end_text}, '-'), organizer_number, title_number, number)) AS occurrence,
             seen_by, lost_at AS deleted_at
-        FROM linked LEFT JOIN aliases ON old_id = linked_id"""
+        FROM events LEFT JOIN numbered USING (place)"""
 
 
-def _address(value: str) -> str:
-    """SQL of an address as it is compared: in lower case; NULL where it is blank."""
+def _compared(value: str) -> str:
+    """SQL of an address, or title, as it is compared: in lower case; NULL where it is blank."""
     return f"lower(nullif(trim({value}), ''))"
 
 
@@ -205,32 +265,39 @@ def _event_attendees(_zone: str, _today: str) -> str:
     return f"""
         WITH {_one_row_each("calendar_events")},
         each AS (
-            SELECT key, lost_at, {_address("organizer ->> '$.email'")} AS organizer_email,
+            SELECT key, lost_at, {_compared("organizer ->> '$.email'")} AS organizer_email,
                 {_each("attendees")} AS one
             FROM best
         )
-        SELECT key AS event_id, {_address("one ->> '$.email'")} AS email, one ->> '$.name' AS name,
+        SELECT key AS event_id, {_compared("one ->> '$.email'")} AS email, one ->> '$.name' AS name,
             one ->> '$.status' AS status, one ->> '$.type' AS type,
             coalesce(lower(trim(one ->> '$.email')) = organizer_email, false) AS is_organizer, lost_at AS deleted_at
         FROM each"""
 
 
-_CONTENTS = """contents AS (
-            SELECT DISTINCT ON (id) id, state, reason, sha256, size_bytes FROM raw.document_contents
-            ORDER BY id, state <> 'stored', fetched_at DESC NULLS LAST, _account
-        )"""
-"""SQL of a common table: of each document the contents that an account has, stored ones before others."""
+_CONTENTS = f"""{_one_row_each("context_documents")},
+        held AS (
+            SELECT key, arg_min(c.rowid, (c._account <> best._account OR state = 'unavailable', state <> 'stored',
+                coalesce(-epoch_us(fetched_at), 0), c._account)) AS place
+            FROM best JOIN raw.document_contents c ON c.id = key
+            LEFT JOIN raw.context_documents o ON o._account = c._account AND o.id = c.id
+            WHERE c._account = best._account
+                OR (state = 'stored' AND o.updated_at = best.updated_at AND o.file_status IS NOT DISTINCT FROM best.file_status)
+            GROUP BY key
+        ),
+        contents AS (SELECT key AS document, c.* FROM held JOIN raw.document_contents c ON c.rowid = place)"""
+"""SQL of a common table: of each document the contents of the version that counts: those of its account, or, where it has none,
+those that another account has of the same version."""
 
 
 def _context_documents(_zone: str, _today: str) -> str:
     return f"""
-        WITH {_IN_USE}, {_one_row_each("context_documents")},
-        {_CONTENTS}
+        WITH {_IN_USE}, {_CONTENTS}
         SELECT key AS id, coalesce(new_id, best.meeting_id, _parent_id) AS meeting_id, title, context_type, source_format,
             file_status, source_name, created_by_user_id, best.created_at, best.updated_at, state AS content_state,
             sha256, size_bytes, seen_by, lost_at AS deleted_at
         FROM best LEFT JOIN aliases ON old_id = coalesce(best.meeting_id, _parent_id)
-        LEFT JOIN contents ON contents.id = key"""
+        LEFT JOIN contents ON document = key"""
 
 
 def _document_texts(_zone: str, _today: str) -> str:
@@ -243,13 +310,13 @@ def _document_texts(_zone: str, _today: str) -> str:
             END AS reason,
             d.sha256, d.created_at, d.seen_by, d.deleted_at
         FROM mart.context_documents d LEFT JOIN raw.document_texts t ON t.sha256 = d.sha256 AND d.content_state = 'stored'
-        LEFT JOIN contents c ON c.id = d.id"""
+        LEFT JOIN contents c ON document = d.id"""
 
 
 def _people(_zone: str, _today: str) -> str:
     return f"""
         WITH told AS (
-            SELECT id AS user_id, {_address("email")} AS email, display_name AS name, 'accounts' AS source, 1 AS rank
+            SELECT id AS user_id, {_compared("email")} AS email, display_name AS name, 'accounts' AS source, 1 AS rank
             FROM raw.accounts
             UNION
             SELECT created_by_user_id, NULL, NULL, 'meetings', 9 FROM raw.meetings
@@ -262,20 +329,21 @@ def _people(_zone: str, _today: str) -> str:
             UNION
             SELECT NULL, organizer_email, organizer_name, 'calendar_events', 3 FROM mart.calendar_events
             UNION
-            SELECT user_id, {_address("email")}, name, 'participants', 2 FROM raw.participants
+            SELECT user_id, {_compared("email")}, name, 'participants', 2 FROM raw.participants
             UNION
-            SELECT one ->> '$.user_id', {_address("one ->> '$.email'")}, one ->> '$.name', 'agenda_items', 2
+            SELECT one ->> '$.user_id', {_compared("one ->> '$.email'")}, one ->> '$.name', 'agenda_items', 2
             FROM (SELECT {_each("presenter_details")} AS one FROM raw.agenda_items)
         ),
         owners AS (
-            SELECT email, min(user_id) AS owner FROM told WHERE email IS NOT NULL AND user_id <> '' GROUP BY email
+            SELECT email, arg_min(user_id, (rank, user_id)) AS owner
+            FROM told WHERE email IS NOT NULL AND user_id <> '' GROUP BY email
         ),
         whole AS (
             SELECT coalesce(nullif(user_id, ''), owner) AS user_id, coalesce(nullif(user_id, ''), owner, email) AS id, email,
                 name, source, rank, coalesce(owner, email) AS belongs_to
             FROM told LEFT JOIN owners USING (email)
         )
-        SELECT id, any_value(user_id) AS user_id, arg_min(email, (rank, email)) FILTER (email IS NOT NULL) AS email,
+        SELECT id, any_value(user_id) AS user_id, arg_min(email, (rank, email)) FILTER (belongs_to = id) AS email,
             coalesce(list(DISTINCT email ORDER BY email) FILTER (belongs_to = id), []) AS emails,
             arg_min(name, (rank, name)) FILTER (trim(name) <> '') AS name, list(DISTINCT source ORDER BY source) AS sources
         FROM whole WHERE id IS NOT NULL GROUP BY id"""
@@ -380,12 +448,32 @@ def _meeting_hygiene(_zone: str, _today: str) -> str:
 
 
 def _calendar_linkage(_zone: str, _today: str) -> str:
-    return """
-        SELECT e.id AS event_id, e.title, e.local_date, e.is_all_day, e.organizer_email, e.meeting_id,
-            CASE WHEN e.meeting_id IS NULL THEN 'none' WHEN m.id IS NULL THEN 'unseen' ELSE 'linked' END AS link,
+    """Nearly all events name one meeting, or none: only of the others more than the first is looked at."""
+    many = "t.id IN (SELECT id FROM raw.calendar_events WHERE contains(linked_meetings, ','))"
+    return f"""
+        WITH {_IN_USE}, {_one_row_each("calendar_events", where=many)},
+        live AS (SELECT id, start_time, calendar_event_id FROM mart.meetings WHERE deleted_at IS NULL),
+        events AS (SELECT * FROM mart.calendar_events WHERE deleted_at IS NULL),
+        open AS (SELECT id FROM events WHERE meeting_id IS NULL OR meeting_id NOT IN (SELECT id FROM live)),
+        named AS (
+            SELECT event_id, coalesce(new_id, linked_id) AS meeting_id, place
+            FROM (
+                SELECT key AS event_id, unnest(json_extract_string(linked_meetings, '$[*]')) AS linked_id,
+                    unnest(range(json_array_length(linked_meetings)::BIGINT)) AS place
+                FROM best WHERE json_type(linked_meetings) = 'ARRAY'
+            ) LEFT JOIN aliases ON old_id = linked_id
+            UNION ALL
+            SELECT open.id, live.id, 1000000 FROM live JOIN open ON calendar_event_id = open.id
+        ),
+        others AS (
+            SELECT event_id, arg_min(live.id, (place, live.start_time, live.id)) AS other_id
+            FROM named JOIN open ON open.id = event_id JOIN live ON live.id = meeting_id GROUP BY event_id
+        )
+        SELECT e.id AS event_id, occurrence, title, local_date, is_all_day, organizer_email,
+            coalesce(other_id, meeting_id) AS meeting_id,
+            CASE WHEN m.id IS NOT NULL THEN 'linked' WHEN meeting_id IS NULL THEN 'none' ELSE 'unseen' END AS link,
             epoch(m.start_time - e.start_time) / 60 AS meeting_starts_later_minutes
-        FROM mart.calendar_events e LEFT JOIN mart.meetings m ON m.id = e.meeting_id AND m.deleted_at IS NULL
-        WHERE e.deleted_at IS NULL"""
+        FROM events e LEFT JOIN others ON event_id = e.id LEFT JOIN live m ON m.id = coalesce(other_id, meeting_id)"""
 
 
 def _context_coverage(_zone: str, _today: str) -> str:
@@ -418,14 +506,19 @@ def _time_to_summary(_zone: str, _today: str) -> str:
 
 def _sync_health(_zone: str, _today: str) -> str:
     return """
-        WITH listed AS (
-            SELECT account, stream, max(listed_at) AS last_listed_at, arg_max(complete, listed_at) AS is_complete,
-                arg_max(coalesce(reason, ''), listed_at) AS reason, max(complete_at) AS last_complete_at,
-                count(*) FILTER (NOT complete) AS incomplete_windows
-            FROM ops.windows GROUP BY ALL
+        WITH windows AS (
+            SELECT *, NOT complete AND coalesce(
+                listed_at >= max(complete_at) FILTER (window_start IS NULL) OVER (PARTITION BY account, stream), true
+            ) AS lacks FROM ops.windows
+        ),
+        listed AS (
+            SELECT account, stream, max(listed_at) AS last_listed_at, max(complete_at) AS last_complete_at,
+                count(*) FILTER (lacks) AS incomplete_windows,
+                arg_max(coalesce(reason, ''), listed_at) FILTER (lacks) AS reason
+            FROM windows GROUP BY ALL
         ),
         broken AS (SELECT _account AS account, stream, count(*) AS n FROM raw.quarantine GROUP BY ALL)
-        SELECT account, stream, last_listed_at, coalesce(is_complete, false) AS is_complete, nullif(reason, '') AS reason,
+        SELECT account, stream, last_listed_at, incomplete_windows = 0 AS is_complete, nullif(reason, '') AS reason,
             last_complete_at, incomplete_windows, coalesce(n, 0) AS broken_rows
         FROM listed LEFT JOIN broken USING (account, stream)"""
 
@@ -469,7 +562,10 @@ MARTS: tuple[Mart, ...] = (
             id=("VARCHAR", "The action item's id."),
             meeting_id=(
                 "VARCHAR",
-                "The meeting that it came from, by the id that is in use.",
+                (
+                    "The meeting that it came from, by the id that is in use, as far as that is known: of a meeting that was "
+                    "merged before the first sync the API still tells the old id, and of the merge nothing."
+                ),
                 "action_items.meeting_id",
             ),
             assigned_to_user_id=(
@@ -490,9 +586,19 @@ MARTS: tuple[Mart, ...] = (
             created_local_date=("DATE", "The day of created_at in CONTIO_TIMEZONE."),
             closed_local_date=(
                 "DATE",
-                "The day from which there is nothing to do any more: completed, cancelled, or no longer seen; NULL while open.",
+                (
+                    "The day from which there is nothing to do any more: completed, cancelled, or no longer seen; NULL while "
+                    "open. Where no time is told (cancelled, or completed without completed_at), that on which the first version "
+                    "that a sync saw so, of those up to now, was written."
+                ),
             ),
-            days_to_complete=("DOUBLE", "From created_at to completed_at, in days of 24 hours."),
+            days_to_complete=(
+                "DOUBLE",
+                (
+                    "From created_at to completed_at, in days of 24 hours; NULL where one is missing or they are reversed. An "
+                    "item that was opened again may still have it."
+                ),
+            ),
             created_at=(_TIME, "When it was created in Contio."),
             updated_at=(_TIME, "When it last changed in Contio."),
             seen_by=_SEEN,
@@ -513,7 +619,10 @@ MARTS: tuple[Mart, ...] = (
             is_all_day=("BOOLEAN", "Whether its start is a day without a time."),
             local_date=(
                 "DATE",
-                "The day of its start in CONTIO_TIMEZONE; of an all-day event its first day, as written.",
+                (
+                    "The day of its start in CONTIO_TIMEZONE; of an all-day event its first day, and of a time without a zone "
+                    "its day, as written."
+                ),
             ),
             minutes=(
                 "DOUBLE",
@@ -533,7 +642,10 @@ MARTS: tuple[Mart, ...] = (
             ),
             occurrence=(
                 "VARCHAR",
-                "The same for copies of one event in several calendars: same start and end, and same meeting or organizer.",
+                (
+                    "The same for copies of one event in several calendars: same start and end, and same meeting, or else same "
+                    "organizer and title. Two events of one account are never the same, unless they name the same meeting."
+                ),
             ),
             seen_by=_SEEN,
             deleted_at=_DELETED,
@@ -591,8 +703,14 @@ MARTS: tuple[Mart, ...] = (
                 "VARCHAR",
                 "stored, waiting, error or unavailable, see raw.document_contents; NULL where it was not asked for.",
             ),
-            sha256=("VARCHAR", "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>."),
-            size_bytes=("BIGINT", "Size in bytes."),
+            sha256=(
+                "VARCHAR",
+                (
+                    "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>. While content_state is not stored, "
+                    "it may be an earlier version's."
+                ),
+            ),
+            size_bytes=("BIGINT", "Size of these bytes."),
             seen_by=_SEEN,
             deleted_at=_DELETED,
         ),
@@ -609,7 +727,7 @@ MARTS: tuple[Mart, ...] = (
             text=("VARCHAR", "Its contents as text, as they are: markup is not taken out.", "document_texts.text"),
             characters=("BIGINT", "Characters of the text."),
             reason=("VARCHAR", "Why there is no text; NULL where there is."),
-            sha256=("VARCHAR", "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>."),
+            sha256=("VARCHAR", "As in mart.context_documents."),
             created_at=(_TIME, "When it was created in Contio."),
             seen_by=_SEEN,
             deleted_at=_DELETED,
@@ -622,22 +740,38 @@ MARTS: tuple[Mart, ...] = (
         _fields(
             id=("VARCHAR", "The Contio user's id where it is known, else the address."),
             user_id=("VARCHAR", "The Contio user's id; NULL for people outside."),
-            email=("VARCHAR", "The address, in lower case; NULL where only an id is known."),
-            emails=("VARCHAR[]", "All addresses that are the person's, sorted; each is one person's only."),
+            email=(
+                "VARCHAR",
+                "The first of the person's own addresses, a profile's before others; NULL where there is none.",
+            ),
+            emails=(
+                "VARCHAR[]",
+                (
+                    "All addresses that are the person's, in lower case, sorted; each is one person's only: its profile's, else "
+                    "that of the first user id named with it."
+                ),
+            ),
             name=(
                 "VARCHAR",
                 "The name: from the profile, else from a meeting, else from a calendar; NULL where nothing tells it.",
             ),
-            sources=("VARCHAR[]", "Where the person is named, sorted."),
+            sources=(
+                "VARCHAR[]",
+                (
+                    "Where the person is named, sorted: accounts (the profiles), action_items, agenda_items, calendar_events (as "
+                    "the organizer), context_documents, event_attendees, meetings, participants."
+                ),
+            ),
         ),
         _people,
         stored=True,
     ),
     Mart(
         "person_week",
-        "What a person's week holds in meetings of the calendars that are read: events that they organize or did not decline. "
-        "Copies of an event in several calendars count once. All-day events, those of a day or longer, and those without a "
-        "length are not counted.",
+        "What a person's week holds in meetings of the calendars that are read: events that they organize or are invited to, and "
+        "did not decline; no answer and tentative count. Each of a person's addresses is asked: what one declined another may "
+        "attend. Copies of an event in several calendars count once. Rooms, events that are gone, all-day events, those of a day "
+        "or longer, and those without a length are not counted.",
         _fields(
             person_id=("VARCHAR", "The person, see mart.people."),
             week_start=("DATE", "The Monday of the week in CONTIO_TIMEZONE."),
@@ -659,14 +793,14 @@ MARTS: tuple[Mart, ...] = (
     Mart(
         "action_item_daily",
         "What there was to do at the end of each day, from the first action item to the day of publication. Cancelled ones count "
-        "until they were, deleted ones until that was seen.",
+        "until they were, deleted ones until that was seen. Items without created_at, or from before 2000, are in no day.",
         _fields(
             day=("DATE", "The day in CONTIO_TIMEZONE."),
             open=("BIGINT", "Action items that were open."),
             overdue=("BIGINT", "Of these, those that were due before this day.", "action_items.due_date"),
             open_over_30_days=("BIGINT", "Of these, those that had been open for more than 30 days."),
             created=("BIGINT", "Action items that were created on this day."),
-            completed=("BIGINT", "Action items that were completed on this day."),
+            completed=("BIGINT", "Action items that are completed, by the day on which they were closed."),
             is_reconstructed=(
                 "BOOLEAN",
                 "True before the first sync of action items: made of what they say today, so what was deleted lacks.",
@@ -677,34 +811,44 @@ MARTS: tuple[Mart, ...] = (
     ),
     Mart(
         "meeting_hygiene",
-        "A meeting that has ended: whether it left notes and action items.",
+        "A meeting that has ended (its status is ended or completed, whatever its time): whether it left notes and action items.",
         _fields(
             meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
             title=("VARCHAR", "Title.", "meetings.title"),
             local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
             created_by_user_id=("VARCHAR", "The user who created it, see mart.people.", "meetings.created_by_user_id"),
             has_notes=("BOOLEAN", "Whether there are summary notes.", "meetings.summary_notes"),
-            action_items=("BIGINT", "Action items that came from it.", "action_items.meeting_id"),
+            action_items=("BIGINT", "Action items that came from it and are still seen.", "action_items.meeting_id"),
         ),
         _meeting_hygiene,
     ),
     Mart(
         "calendar_linkage",
-        "A calendar event: whether a Contio meeting belongs to it.",
+        "A calendar event: whether a Contio meeting belongs to it. Copies in several calendars are rows each.",
         _fields(
             event_id=("VARCHAR", "The event, see mart.calendar_events."),
+            occurrence=(
+                "VARCHAR",
+                "The same for copies of one event: count(DISTINCT occurrence) counts them once.",
+            ),
             title=("VARCHAR", "Title.", "calendar_events.title"),
             local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
             is_all_day=("BOOLEAN", "Whether its start is a day without a time."),
             organizer_email=("VARCHAR", "The organizer's address, in lower case.", "calendar_events.organizer"),
             meeting_id=(
                 "VARCHAR",
-                "The meeting that it names; NULL where it names none.",
+                (
+                    "Of the meetings that it names the first that an account sees, else the first that names it; of an event "
+                    "without such, the first that it names. NULL where there is none."
+                ),
                 "calendar_events.linked_meetings",
             ),
             link=(
                 "VARCHAR",
-                "linked; unseen: it names a meeting that no account sees; none.",
+                (
+                    "linked: an account sees a meeting that it names, or that names it; unseen: it names meetings that no "
+                    "account sees; none."
+                ),
                 "calendar_events.linked_meetings",
             ),
             meeting_starts_later_minutes=(
@@ -725,7 +869,7 @@ MARTS: tuple[Mart, ...] = (
             local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
             start_time=(_TIME, "Scheduled start."),
             documents=("BIGINT", "Context documents that it has."),
-            documents_before_start=("BIGINT", "Of these, those that were created before its start."),
+            documents_before_start=("BIGINT", "Of these, those that were created before its start, or at it."),
             is_prepared=("BOOLEAN", "Whether there is at least one of these."),
             first_document_at=(_TIME, "When the first of its documents was created."),
         ),
@@ -733,7 +877,7 @@ MARTS: tuple[Mart, ...] = (
     ),
     Mart(
         "time_to_summary",
-        "A meeting that has ended: how long its notes took.",
+        "A meeting that has ended (its status is ended or completed, whatever its time): how long its notes took, at most.",
         _fields(
             meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
             title=("VARCHAR", "Title.", "meetings.title"),
@@ -741,18 +885,21 @@ MARTS: tuple[Mart, ...] = (
             end_time=(_TIME, "Scheduled end."),
             summary_at=(
                 _TIME,
-                "When the first version with notes that a sync saw was written in Contio; NULL where none had any.",
+                (
+                    "When the notes were there at the latest: when the first version with notes that a sync saw was written in "
+                    "Contio, which may be an edit after them. NULL where none had any."
+                ),
                 "meetings.summary_notes",
             ),
             summary_seen_at=(_TIME, "When a sync first saw notes; NULL where it never did.", "meetings.summary_notes"),
             minutes_to_summary=(
                 "DOUBLE",
-                "Minutes from end_time to summary_at; NULL without notes, or where they came before the end.",
+                "Minutes from end_time to summary_at, an upper bound; NULL without notes, or where they came before the end.",
                 "meetings.summary_notes",
             ),
             is_upper_bound=(
                 "BOOLEAN",
-                "True where the first version that was seen had notes already, so they may be older.",
+                "True where the first version that a sync saw at all had notes: then nothing tells how much older they are.",
                 "meetings.summary_notes",
             ),
         ),
@@ -765,10 +912,16 @@ MARTS: tuple[Mart, ...] = (
             account=("VARCHAR", "The account."),
             stream=("VARCHAR", "The stream, document_contents, or profile."),
             last_listed_at=(_TIME, "When it was last listed."),
-            is_complete=("BOOLEAN", "Whether the tables were known to equal the API after that."),
-            reason=("VARCHAR", "Why not, and what to do; NULL when they were."),
+            is_complete=(
+                "BOOLEAN",
+                (
+                    "Whether the tables were known to equal the API after that: no listing was incomplete, but those that a "
+                    "later complete one without dates made superfluous."
+                ),
+            ),
+            reason=("VARCHAR", "Why the newest of the incomplete ones is, and what to do; NULL where there is none."),
             last_complete_at=(_TIME, "When a listing was last complete; NULL if none ever was."),
-            incomplete_windows=("BIGINT", "Windows of which the last listing is not complete."),
+            incomplete_windows=("BIGINT", "Windows of which the last listing is incomplete, and not superfluous."),
             broken_rows=("BIGINT", "Rows that stand in raw.quarantine."),
         ),
         _sync_health,

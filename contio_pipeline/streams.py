@@ -516,7 +516,10 @@ MEETING_ALIASES = Table(
         *_columns(
             id=("text", "The meeting that redirects.", "id"),
             redirect_to_meeting_id=("text", "The meeting to use in its place, at the end of all redirects.", "id"),
-            _first_seen_at=("timestamp", "When a sync first saw the redirect."),
+            _first_seen_at=(
+                "timestamp",
+                "When a sync first saw it redirect there: later where it came to redirect elsewhere.",
+            ),
         ),
     ),
 )

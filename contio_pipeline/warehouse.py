@@ -264,7 +264,8 @@ class Warehouse(WorkFile):
                 MERGE INTO {MEETING_ALIASES.full_name} a
                 USING (SELECT id, {field_name} AS target FROM chosen WHERE {field_name} <> '') s
                 ON a._account = $account AND a.id = s.id
-                WHEN MATCHED AND a.redirect_to_meeting_id <> s.target THEN UPDATE SET redirect_to_meeting_id = s.target
+                WHEN MATCHED AND a.redirect_to_meeting_id <> s.target THEN UPDATE SET
+                    redirect_to_meeting_id = s.target, _first_seen_at = $now
                 WHEN NOT MATCHED THEN INSERT (_account, id, redirect_to_meeting_id, _first_seen_at)
                     VALUES ($account, s.id, s.target, $now)""")
 

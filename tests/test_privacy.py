@@ -199,7 +199,9 @@ TOLD_LESS = {
     "title", "summary_notes", "description", "location", "text", "name", "context_type", "source_name", "sha256",
     "created_by_user_id", "assigned_to_user_id", "user_id", "email", "organizer_email", "organizer_name", "person_id",
 }  # fmt: skip
-TOLD_OTHERWISE = {("people", "id"), ("document_texts", "reason"), ("calendar_events", "occurrence")}
+TOLD_OTHERWISE = {
+    ("people", "id"), ("document_texts", "reason"), ("calendar_events", "occurrence"), ("calendar_linkage", "occurrence"),
+}  # fmt: skip
 """Columns of marts that are hidden, or hashed, and what follows from it."""
 
 
