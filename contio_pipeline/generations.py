@@ -257,15 +257,11 @@ def hidden(generation: Generation, sql: str, names: Sequence[str]) -> dict[str, 
     for table in {name.removesuffix("_past").removesuffix("_history") for schema, name in tables if schema == "raw"}:
         found |= {word: action for word in words if (action := actions.get(f"{table}.{word.removesuffix('_raw')}"))}
     for field in (field for mart in MARTS if ("mart", mart.name) in tables for field in mart.fields):
-        done = {actions[column] for column in _columns(field.of) if column in actions}
+        done = {actions[column] for column in field.of if column in actions}
         if done and field.name in words:
             # Of people who are hashed the names are left out.
             found[field.name] = "drop" if "drop" in done or field.name.endswith("name") else "hash"
     return {word: found[word] for word in words if word in found}
-
-
-def _columns(of: str | tuple[str, ...]) -> set[str]:
-    return set(of.split()) if isinstance(of, str) else set(of)
 
 
 def generations(data_dir: Path) -> list[Path]:

@@ -26,17 +26,18 @@ class Field:
         name: of the column.
         type: DuckDB's.
         doc: what it means, with its unit.
-        of: the column of `raw`, as `table.column`, that it shows or is made of; where that is dropped, it is NULL.
+        of: the columns of `raw`, as `table.column`, that it shows or is made of; where one is dropped, it is NULL.
     """
 
     name: str
     type: str
     doc: str
-    of: str = ""
+    of: tuple[str, ...] = ()
 
     def hidden(self, actions: Mapping[str, str]) -> str:
         """What to add to `doc` where the column is hidden."""
-        return {"drop": " Hidden: NULL.", "hash": " Hidden: made of salted hashes."}.get(actions.get(self.of, ""), "")
+        done = {actions[column] for column in self.of if column in actions}
+        return " Hidden: NULL." if "drop" in done else " Hidden: made of salted hashes." if "hash" in done else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Mart:
                 nobody can tell.
         """
         sql = self.sql(literal(zone), f"DATE {literal(today.isoformat())}")
-        dropped = [one for one in self.fields if hidden.get(one.of) == "drop"]
+        dropped = [one for one in self.fields if "drop" in map(hidden.get, one.of)]
         nothing = ", ".join(f"NULL::{one.type} AS {one.name}" for one in dropped)
         return f"SELECT * REPLACE ({nothing}) FROM ({sql})" if dropped else sql
 
@@ -82,8 +83,9 @@ class Mart:
         return frozenset(re.findall(r"\b(?:raw|ops|mart)\.\w+", self.sql("''", "''")))
 
 
-def _fields(**fields: tuple[str, str] | tuple[str, str, str]) -> tuple[Field, ...]:
-    return tuple(Field(name, *told) for name, told in fields.items())
+def _fields(**fields: tuple[str, ...]) -> tuple[Field, ...]:
+    """Of each name: type, meaning, and what it is made of."""
+    return tuple(Field(name, kind, doc, tuple(of)) for name, (kind, doc, *of) in fields.items())
 
 
 _IN_USE = """RECURSIVE merges AS (
@@ -175,7 +177,8 @@ def _action_items(zone: str, _today: str) -> str:
             {_day("created_at", zone)} AS created_local_date,
             least(
                 CASE WHEN {_closed()} THEN greatest(created_local_date, coalesce(
-                    CASE WHEN is_completed THEN completed_local_date END, {_day("coalesce(closed_at, updated_at)", zone)}
+                    CASE WHEN is_completed THEN completed_local_date END,
+                    {_day("coalesce(closed_at, updated_at, best._changed_at)", zone)}
                 )) END,
                 CASE WHEN lost_at IS NOT NULL THEN greatest({_day("lost_at", zone)}, created_local_date) END
             ) AS closed_local_date,
@@ -544,12 +547,14 @@ MARTS: tuple[Mart, ...] = (
             minutes=(
                 "DOUBLE",
                 "From its start to its end, in minutes; NULL where one is missing or they are reversed.",
+                "meetings.start_time",
+                "meetings.end_time",
             ),
-            workspace_id=("VARCHAR", "The workspace that it belongs to."),
+            workspace_id=("VARCHAR", "The workspace that it belongs to.", "meetings.workspace_id"),
             created_by_user_id=("VARCHAR", "The user who created it, see mart.people.", "meetings.created_by_user_id"),
-            calendar_event_id=("VARCHAR", "The linked calendar event, if any."),
-            created_at=(_TIME, "When it was created in Contio."),
-            updated_at=(_TIME, "When it last changed in Contio."),
+            calendar_event_id=("VARCHAR", "The linked calendar event, if any.", "meetings.calendar_event_id"),
+            created_at=(_TIME, "When it was created in Contio.", "meetings.created_at"),
+            updated_at=(_TIME, "When it last changed in Contio.", "meetings.updated_at"),
             seen_by=_SEEN,
             deleted_at=_DELETED,
         ),
@@ -578,12 +583,13 @@ MARTS: tuple[Mart, ...] = (
             status=(
                 "VARCHAR",
                 "needs_review, accepted, in_progress, blocked, completed or cancelled; new values may appear.",
+                "action_items.status",
             ),
-            is_completed=("BOOLEAN", "Whether it is done."),
+            is_completed=("BOOLEAN", "Whether it is done.", "action_items.is_completed"),
             due_date=("DATE", "The day it is due, as written by the API.", "action_items.due_date"),
             completed_at=(_TIME, "When it was completed.", "action_items.completed_at"),
             completed_local_date=("DATE", "The day of completed_at in CONTIO_TIMEZONE.", "action_items.completed_at"),
-            created_local_date=("DATE", "The day of created_at in CONTIO_TIMEZONE."),
+            created_local_date=("DATE", "The day of created_at in CONTIO_TIMEZONE.", "action_items.created_at"),
             closed_local_date=(
                 "DATE",
                 (
@@ -591,6 +597,11 @@ MARTS: tuple[Mart, ...] = (
                     "open. Where no time is told (cancelled, or completed without completed_at), that on which the first version "
                     "that a sync saw so, of those up to now, was written."
                 ),
+                "action_items.created_at",
+                "action_items.completed_at",
+                "action_items.updated_at",
+                "action_items.is_completed",
+                "action_items.status",
             ),
             days_to_complete=(
                 "DOUBLE",
@@ -598,9 +609,11 @@ MARTS: tuple[Mart, ...] = (
                     "From created_at to completed_at, in days of 24 hours; NULL where one is missing or they are reversed. An "
                     "item that was opened again may still have it."
                 ),
+                "action_items.created_at",
+                "action_items.completed_at",
             ),
-            created_at=(_TIME, "When it was created in Contio."),
-            updated_at=(_TIME, "When it last changed in Contio."),
+            created_at=(_TIME, "When it was created in Contio.", "action_items.created_at"),
+            updated_at=(_TIME, "When it last changed in Contio.", "action_items.updated_at"),
             seen_by=_SEEN,
             deleted_at=_DELETED,
         ),
@@ -613,20 +626,28 @@ MARTS: tuple[Mart, ...] = (
             id=("VARCHAR", "The event's id."),
             title=("VARCHAR", "Title.", "calendar_events.title"),
             description=("VARCHAR", "Description or body.", "calendar_events.description"),
-            start_time=(_TIME, "Start; NULL for an all-day event."),
-            end_time=(_TIME, "End; NULL for an all-day event."),
+            start_time=(_TIME, "Start; NULL for an all-day event.", "calendar_events.start_time"),
+            end_time=(_TIME, "End; NULL for an all-day event.", "calendar_events.end_time"),
             location=("VARCHAR", "Room or link.", "calendar_events.location"),
-            is_all_day=("BOOLEAN", "Whether its start is a day without a time."),
+            is_all_day=(
+                "BOOLEAN",
+                "Whether its start is a day without a time.",
+                "calendar_events.start_time",
+                "calendar_events._extra",
+            ),
             local_date=(
                 "DATE",
                 (
                     "The day of its start in CONTIO_TIMEZONE; of an all-day event its first day, and of a time without a zone "
                     "its day, as written."
                 ),
+                "calendar_events.start_time",
             ),
             minutes=(
                 "DOUBLE",
                 "From its start to its end, in minutes; NULL for an all-day event, or where they are reversed.",
+                "calendar_events.start_time",
+                "calendar_events.end_time",
             ),
             organizer_email=("VARCHAR", "The organizer's address, in lower case.", "calendar_events.organizer"),
             organizer_name=("VARCHAR", "The organizer's name.", "calendar_events.organizer"),
@@ -639,6 +660,7 @@ MARTS: tuple[Mart, ...] = (
                 "VARCHAR",
                 "The oldest Contio meeting that it is linked to, by the id that is in use; NULL where none is.",
                 "calendar_events.linked_meetings",
+                "calendar_events.meeting_id",
             ),
             occurrence=(
                 "VARCHAR",
@@ -646,6 +668,9 @@ MARTS: tuple[Mart, ...] = (
                     "The same for copies of one event in several calendars: same start and end, and same meeting, or else same "
                     "organizer and title. Two events of one account are never the same, unless they name the same meeting."
                 ),
+                "calendar_events.start_time",
+                "calendar_events.end_time",
+                "calendar_events._extra",
             ),
             seen_by=_SEEN,
             deleted_at=_DELETED,
@@ -689,19 +714,24 @@ MARTS: tuple[Mart, ...] = (
             meeting_id=("VARCHAR", "The meeting that it prepares, by the id that is in use."),
             title=("VARCHAR", "Title.", "context_documents.title"),
             context_type=("VARCHAR", "What kind of context it is (free text).", "context_documents.context_type"),
-            source_format=("VARCHAR", "json, csv, tsv, xml, html, yaml, md or txt."),
-            file_status=("VARCHAR", "Processing state (free text; seen: pending, processing, complete, error)."),
+            source_format=("VARCHAR", "json, csv, tsv, xml, html, yaml, md or txt.", "context_documents.source_format"),
+            file_status=(
+                "VARCHAR",
+                "Processing state (free text; seen: pending, processing, complete, error).",
+                "context_documents.file_status",
+            ),
             source_name=("VARCHAR", "The uploading source's display name.", "context_documents.source_name"),
             created_by_user_id=(
                 "VARCHAR",
                 "The user who created it, see mart.people.",
                 "context_documents.created_by_user_id",
             ),
-            created_at=(_TIME, "When it was created in Contio."),
-            updated_at=(_TIME, "When it last changed in Contio."),
+            created_at=(_TIME, "When it was created in Contio.", "context_documents.created_at"),
+            updated_at=(_TIME, "When it last changed in Contio.", "context_documents.updated_at"),
             content_state=(
                 "VARCHAR",
                 "stored, waiting, error or unavailable, see raw.document_contents; NULL where it was not asked for.",
+                "document_contents.state",
             ),
             sha256=(
                 "VARCHAR",
@@ -709,8 +739,9 @@ MARTS: tuple[Mart, ...] = (
                     "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>. While content_state is not stored, "
                     "it may be an earlier version's."
                 ),
+                "document_contents.sha256",
             ),
-            size_bytes=("BIGINT", "Size of these bytes."),
+            size_bytes=("BIGINT", "Size of these bytes.", "document_contents.size_bytes"),
             seen_by=_SEEN,
             deleted_at=_DELETED,
         ),
@@ -723,12 +754,26 @@ MARTS: tuple[Mart, ...] = (
             id=("VARCHAR", "The document's id."),
             meeting_id=("VARCHAR", "The meeting that it prepares, by the id that is in use."),
             title=("VARCHAR", "Title.", "context_documents.title"),
-            source_format=("VARCHAR", "json, csv, tsv, xml, html, yaml, md or txt."),
-            text=("VARCHAR", "Its contents as text, as they are: markup is not taken out.", "document_texts.text"),
-            characters=("BIGINT", "Characters of the text."),
+            source_format=("VARCHAR", "json, csv, tsv, xml, html, yaml, md or txt.", "context_documents.source_format"),
+            text=(
+                "VARCHAR",
+                "Its contents as text, as they are: markup is not taken out.",
+                "document_texts.text",
+                "document_contents.state",
+                "document_contents.sha256",
+                "document_texts.sha256",
+            ),
+            characters=(
+                "BIGINT",
+                "Characters of the text.",
+                "document_texts.characters",
+                "document_contents.state",
+                "document_contents.sha256",
+                "document_texts.sha256",
+            ),
             reason=("VARCHAR", "Why there is no text; NULL where there is."),
-            sha256=("VARCHAR", "As in mart.context_documents."),
-            created_at=(_TIME, "When it was created in Contio."),
+            sha256=("VARCHAR", "As in mart.context_documents.", "document_contents.sha256"),
+            created_at=(_TIME, "When it was created in Contio.", "context_documents.created_at"),
             seen_by=_SEEN,
             deleted_at=_DELETED,
         ),
@@ -743,6 +788,8 @@ MARTS: tuple[Mart, ...] = (
             email=(
                 "VARCHAR",
                 "The first of the person's own addresses, a profile's before others; NULL where there is none.",
+                "accounts.email",
+                "participants.email",
             ),
             emails=(
                 "VARCHAR[]",
@@ -754,6 +801,8 @@ MARTS: tuple[Mart, ...] = (
             name=(
                 "VARCHAR",
                 "The name: from the profile, else from a meeting, else from a calendar; NULL where nothing tells it.",
+                "accounts.display_name",
+                "participants.name",
             ),
             sources=(
                 "VARCHAR[]",
@@ -775,15 +824,22 @@ MARTS: tuple[Mart, ...] = (
         _fields(
             person_id=("VARCHAR", "The person, see mart.people."),
             week_start=("DATE", "The Monday of the week in CONTIO_TIMEZONE."),
-            events=("BIGINT", "Events of which a part lies in the week.", "calendar_events.attendees"),
+            events=(
+                "BIGINT",
+                "Events of which a part lies in the week.",
+                "calendar_events.organizer",
+                "calendar_events.attendees",
+            ),
             minutes=(
                 "DOUBLE",
                 "Minutes of the week in which at least one of them takes place: overlaps count once.",
+                "calendar_events.organizer",
                 "calendar_events.attendees",
             ),
             minutes_booked=(
                 "DOUBLE",
                 "The sum of their minutes in the week: overlaps count twice.",
+                "calendar_events.organizer",
                 "calendar_events.attendees",
             ),
         ),
@@ -796,11 +852,44 @@ MARTS: tuple[Mart, ...] = (
         "until they were, deleted ones until that was seen. Items without created_at, or from before 2000, are in no day.",
         _fields(
             day=("DATE", "The day in CONTIO_TIMEZONE."),
-            open=("BIGINT", "Action items that were open."),
-            overdue=("BIGINT", "Of these, those that were due before this day.", "action_items.due_date"),
-            open_over_30_days=("BIGINT", "Of these, those that had been open for more than 30 days."),
+            open=(
+                "BIGINT",
+                "Action items that were open.",
+                "action_items.created_at",
+                "action_items.completed_at",
+                "action_items.updated_at",
+                "action_items.is_completed",
+                "action_items.status",
+            ),
+            overdue=(
+                "BIGINT",
+                "Of these, those that were due before this day.",
+                "action_items.created_at",
+                "action_items.completed_at",
+                "action_items.updated_at",
+                "action_items.is_completed",
+                "action_items.status",
+                "action_items.due_date",
+            ),
+            open_over_30_days=(
+                "BIGINT",
+                "Of these, those that had been open for more than 30 days.",
+                "action_items.created_at",
+                "action_items.completed_at",
+                "action_items.updated_at",
+                "action_items.is_completed",
+                "action_items.status",
+            ),
             created=("BIGINT", "Action items that were created on this day."),
-            completed=("BIGINT", "Action items that are completed, by the day on which they were closed."),
+            completed=(
+                "BIGINT",
+                "Action items that are completed, by the day on which they were closed.",
+                "action_items.created_at",
+                "action_items.completed_at",
+                "action_items.updated_at",
+                "action_items.is_completed",
+                "action_items.status",
+            ),
             is_reconstructed=(
                 "BOOLEAN",
                 "True before the first sync of action items: made of what they say today, so what was deleted lacks.",
@@ -815,7 +904,7 @@ MARTS: tuple[Mart, ...] = (
         _fields(
             meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
             title=("VARCHAR", "Title.", "meetings.title"),
-            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
+            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE.", "meetings.start_time"),
             created_by_user_id=("VARCHAR", "The user who created it, see mart.people.", "meetings.created_by_user_id"),
             has_notes=("BOOLEAN", "Whether there are summary notes.", "meetings.summary_notes"),
             action_items=("BIGINT", "Action items that came from it and are still seen.", "action_items.meeting_id"),
@@ -830,10 +919,22 @@ MARTS: tuple[Mart, ...] = (
             occurrence=(
                 "VARCHAR",
                 "The same for copies of one event: count(DISTINCT occurrence) counts them once.",
+                "calendar_events.start_time",
+                "calendar_events.end_time",
+                "calendar_events._extra",
             ),
             title=("VARCHAR", "Title.", "calendar_events.title"),
-            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
-            is_all_day=("BOOLEAN", "Whether its start is a day without a time."),
+            local_date=(
+                "DATE",
+                "The day of its start in CONTIO_TIMEZONE.",
+                "calendar_events.start_time",
+            ),
+            is_all_day=(
+                "BOOLEAN",
+                "Whether its start is a day without a time.",
+                "calendar_events.start_time",
+                "calendar_events._extra",
+            ),
             organizer_email=("VARCHAR", "The organizer's address, in lower case.", "calendar_events.organizer"),
             meeting_id=(
                 "VARCHAR",
@@ -842,6 +943,8 @@ MARTS: tuple[Mart, ...] = (
                     "without such, the first that it names. NULL where there is none."
                 ),
                 "calendar_events.linked_meetings",
+                "calendar_events.meeting_id",
+                "meetings.calendar_event_id",
             ),
             link=(
                 "VARCHAR",
@@ -850,11 +953,17 @@ MARTS: tuple[Mart, ...] = (
                     "account sees; none."
                 ),
                 "calendar_events.linked_meetings",
+                "calendar_events.meeting_id",
+                "meetings.calendar_event_id",
             ),
             meeting_starts_later_minutes=(
                 "DOUBLE",
                 "Minutes from the event's start to the meeting's; negative where the meeting is earlier.",
                 "calendar_events.linked_meetings",
+                "calendar_events.meeting_id",
+                "meetings.calendar_event_id",
+                "calendar_events.start_time",
+                "meetings.start_time",
             ),
         ),
         _calendar_linkage,
@@ -866,12 +975,22 @@ MARTS: tuple[Mart, ...] = (
         _fields(
             meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
             title=("VARCHAR", "Title.", "meetings.title"),
-            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
-            start_time=(_TIME, "Scheduled start."),
+            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE.", "meetings.start_time"),
+            start_time=(_TIME, "Scheduled start.", "meetings.start_time"),
             documents=("BIGINT", "Context documents that it has."),
-            documents_before_start=("BIGINT", "Of these, those that were created before its start, or at it."),
-            is_prepared=("BOOLEAN", "Whether there is at least one of these."),
-            first_document_at=(_TIME, "When the first of its documents was created."),
+            documents_before_start=(
+                "BIGINT",
+                "Of these, those that were created before its start, or at it.",
+                "meetings.start_time",
+                "context_documents.created_at",
+            ),
+            is_prepared=(
+                "BOOLEAN",
+                "Whether there is at least one of these.",
+                "meetings.start_time",
+                "context_documents.created_at",
+            ),
+            first_document_at=(_TIME, "When the first of its documents was created.", "context_documents.created_at"),
         ),
         _context_coverage,
     ),
@@ -881,8 +1000,8 @@ MARTS: tuple[Mart, ...] = (
         _fields(
             meeting_id=("VARCHAR", "The meeting, see mart.meetings."),
             title=("VARCHAR", "Title.", "meetings.title"),
-            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE."),
-            end_time=(_TIME, "Scheduled end."),
+            local_date=("DATE", "The day of its start in CONTIO_TIMEZONE.", "meetings.start_time"),
+            end_time=(_TIME, "Scheduled end.", "meetings.end_time"),
             summary_at=(
                 _TIME,
                 (
@@ -890,12 +1009,15 @@ MARTS: tuple[Mart, ...] = (
                     "Contio, which may be an edit after them. NULL where none had any."
                 ),
                 "meetings.summary_notes",
+                "meetings.updated_at",
             ),
             summary_seen_at=(_TIME, "When a sync first saw notes; NULL where it never did.", "meetings.summary_notes"),
             minutes_to_summary=(
                 "DOUBLE",
                 "Minutes from end_time to summary_at, an upper bound; NULL without notes, or where they came before the end.",
                 "meetings.summary_notes",
+                "meetings.updated_at",
+                "meetings.end_time",
             ),
             is_upper_bound=(
                 "BOOLEAN",
