@@ -178,7 +178,7 @@ def _action_items(zone: str, _today: str) -> str:
             least(
                 CASE WHEN {_closed()} THEN greatest(created_local_date, coalesce(
                     CASE WHEN is_completed THEN completed_local_date END,
-                    {_day("coalesce(closed_at, updated_at, best._changed_at)", zone)}
+                    {_day("coalesce(closed_at, updated_at, created_at, best._changed_at)", zone)}
                 )) END,
                 CASE WHEN lost_at IS NOT NULL THEN greatest({_day("lost_at", zone)}, created_local_date) END
             ) AS closed_local_date,

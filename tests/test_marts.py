@@ -954,6 +954,17 @@ def test_how_long_notes_took_is_told_by_the_versions_that_syncs_saw(place: Place
     }
 
 
+def test_what_is_done_is_not_open_although_no_time_tells_when(new_place: Callable[..., Place]) -> None:
+    place = new_place(meetings=3, accounts=1)
+    never = dict.fromkeys(("completed_at", "updated_at", "created_at"))
+    created = never | {"created_at": "2026-02-03T10:00:00Z"}
+    place.world.insert("action_items", account="ana", title="a", is_completed=True, **never)
+    place.world.insert("action_items", account="ana", title="b", status="cancelled", **created)
+    place.sync(streams=["action_items"])
+    closed = "SELECT closed_local_date FROM mart.action_items WHERE title IN ('a', 'b') ORDER BY title"
+    assert place.query(closed) == [(datetime.now(UTC).date(),), (date(2026, 2, 3),)]
+
+
 @pytest.mark.synced
 def test_sync_health_says_what_is_not_complete_and_since_when(place: Place) -> None:
     place.world.insert("meetings", title=5, account="bo")
