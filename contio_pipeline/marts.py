@@ -910,6 +910,7 @@ MARTS: tuple[Mart, ...] = (
             action_items=("BIGINT", "Action items that came from it and are still seen.", "action_items.meeting_id"),
         ),
         _meeting_hygiene,
+        stored=True,
     ),
     Mart(
         "calendar_linkage",
@@ -967,6 +968,7 @@ MARTS: tuple[Mart, ...] = (
             ),
         ),
         _calendar_linkage,
+        stored=True,
     ),
     Mart(
         "context_coverage",
@@ -1026,6 +1028,7 @@ MARTS: tuple[Mart, ...] = (
             ),
         ),
         _time_to_summary,
+        stored=True,
     ),
     Mart(
         "sync_health",

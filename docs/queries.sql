@@ -54,12 +54,15 @@ SELECT date_trunc('month', local_date)::DATE AS month, count(*) AS meetings, rou
 FROM mart.time_to_summary WHERE NOT is_upper_bound AND minutes_to_summary IS NOT NULL GROUP BY ALL ORDER BY month DESC;
 
 -- Which events of the coming week have no Contio meeting?
-SELECT local_date, title, organizer_email FROM mart.calendar_linkage
-WHERE link = 'none' AND NOT is_all_day AND local_date >= current_date AND local_date < current_date + 7 ORDER BY local_date, title;
+SELECT any_value(local_date) AS local_date, any_value(title) AS title, any_value(organizer_email) AS organizer_email, count(*) AS copies
+FROM mart.calendar_linkage
+WHERE NOT is_all_day AND local_date >= current_date AND local_date < current_date + 7
+GROUP BY occurrence HAVING bool_and(link = 'none') ORDER BY local_date, title;
 
 -- Were meetings moved away from their calendar event?
-SELECT local_date, title, meeting_starts_later_minutes FROM mart.calendar_linkage
-WHERE link = 'linked' AND meeting_starts_later_minutes <> 0 ORDER BY abs(meeting_starts_later_minutes) DESC LIMIT 20;
+SELECT DISTINCT ON (occurrence) local_date, title, meeting_starts_later_minutes FROM mart.calendar_linkage
+WHERE link = 'linked' AND meeting_starts_later_minutes <> 0
+ORDER BY abs(meeting_starts_later_minutes) DESC, occurrence LIMIT 20;
 
 -- What share of meetings is prepared with context documents?
 SELECT date_trunc('month', local_date)::DATE AS month, count(*) AS meetings, count(*) FILTER (is_prepared) AS prepared,
@@ -67,11 +70,12 @@ SELECT date_trunc('month', local_date)::DATE AS month, count(*) AS meetings, cou
 FROM mart.context_coverage WHERE local_date IS NOT NULL GROUP BY ALL ORDER BY month DESC;
 
 -- Who meets whom most?
+WITH going AS MATERIALIZED (
+    SELECT event_id, email FROM mart.event_attendees
+    WHERE deleted_at IS NULL AND type IS DISTINCT FROM 'resource' AND status IS DISTINCT FROM 'declined'
+)
 SELECT a.email AS one, b.email AS other, count(DISTINCT occurrence) AS events
-FROM mart.event_attendees a JOIN mart.event_attendees b ON b.event_id = a.event_id AND a.email < b.email
-JOIN mart.calendar_events e ON e.id = a.event_id
-WHERE a.deleted_at IS NULL AND a.type IS DISTINCT FROM 'resource' AND b.type IS DISTINCT FROM 'resource'
-    AND a.status IS DISTINCT FROM 'declined' AND b.status IS DISTINCT FROM 'declined'
+FROM going a JOIN going b ON b.event_id = a.event_id AND a.email < b.email JOIN mart.calendar_events e ON e.id = a.event_id
 GROUP BY ALL ORDER BY events DESC LIMIT 20;
 
 -- Which meetings do several of us see, and which vanished for everybody?
