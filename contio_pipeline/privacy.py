@@ -24,13 +24,13 @@ from contio_pipeline.streams import (
     ACCOUNTS,
     DOCUMENT_CONTENTS,
     DOCUMENT_TEXTS,
+    MEETING_ALIASES,
     QUARANTINE,
     STREAMS,
     Column,
     Stream,
     Table,
     own_tables,
-    stream_named,
 )
 from contio_pipeline.workfile import SQL_TYPES, literal, quoted
 
@@ -51,7 +51,8 @@ STRICT: Mapping[str, Action] = MappingProxyType(
 """What the preset `strict` does with columns, by what they hold; of notes marts ask whether there are any, so they are hashed."""
 
 _JUST_ME = "just_me"
-_ALONE = "(?i)just[-_ ]?me"
+_ALONE = r'(?i)"\s*just[-_ ]?me\s*"'
+"""A text in JSON that says it."""
 _TIME = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\d(\.\d+)?)?"
 
 
@@ -67,6 +68,7 @@ class Policy:
         words_only: whether of columns that hold a word of a short list nothing else is let through, nor the API's own words of
             what went wrong, and of ids only what looks like one.
         streams: the streams that exist.
+        some_private: whether there may be rows in `private_ids`.
     """
 
     actions: Mapping[str, Action] = field(default_factory=lambda: _by_preset(STANDARD, STREAMS))
@@ -74,6 +76,7 @@ class Policy:
     hides_just_me: bool = True
     words_only: bool = False
     streams: tuple[Stream, ...] = STREAMS
+    some_private: bool = True
 
     @classmethod
     def asked_for(cls, settings: Settings, streams: tuple[Stream, ...] = STREAMS) -> Policy:
@@ -145,52 +148,55 @@ class Policy:
 
     # SQL ----------------------------------------------------------------------------------------------------------------
 
+    def private_ids(self) -> list[str]:
+        """Statements that make the temporary table `private_ids` (account, id), which `select` reads.
+
+        In it are the rows that are for their owner alone, also while they are broken; what tells of the same; the ids that were
+        merged into theirs; other accounts that know such an id by name alone; and what lies below all of these, or names one.
+        """
+        if not self.hides_just_me:
+            return []
+        says = [f"SELECT _account, id FROM {stream.table.full_name} WHERE {_says('_extra')}" for stream in self.streams]
+        says += [f"SELECT _account, row_key FROM {QUARANTINE.full_name} WHERE {ALONE_BROKEN}"]
+        of_tables = " UNION ALL ".join(f"SELECT _account, id FROM {stream.table.full_name}" for stream in self.streams)
+        add = "INSERT INTO private_ids SELECT DISTINCT"
+        return [
+            f"""CREATE OR REPLACE TEMP TABLE private_ids AS
+                SELECT DISTINCT _account AS account, id FROM ({" UNION ALL ".join(says)})""",
+            *(
+                f"{add} _account, {quoted(twin)} FROM {stream.table.full_name} WHERE {quoted(twin)} <> '' AND {_private('id')}"
+                for stream in self.streams
+                for twin in stream.same_as
+            ),
+            f"{add} _account, id FROM {MEETING_ALIASES.full_name} WHERE {_private('redirect_to_meeting_id')}",
+            f"""{add} a._account, p.id FROM {ACCOUNTS.full_name} a CROSS JOIN (SELECT DISTINCT id FROM private_ids) p
+                WHERE (a._account, p.id) NOT IN (FROM private_ids) AND (a._account, p.id) NOT IN ({of_tables})""",
+            *(
+                f"{add} _account, id FROM {one.table.full_name} WHERE {_names_private(one.table)}"
+                for one in self.streams
+            ),
+        ]
+
     def _rows(self, table: Table) -> str:
         """The condition for the rows that readers get; empty where that is all.
 
         Left out are rows that say so, what lies below them or names them, and earlier versions of rows that say so now.
         """
-        if not self.hides_just_me or table.schema != "raw":
+        if not (self.hides_just_me and self.some_private) or table.schema != "raw":
             return ""
         if table is QUARANTINE:
-            alone = " UNION ALL ".join(f"({self._alone(stream)})" for stream in self.streams)
-            named = """a._account = q._account AND (a.id IN (q.row_key, q._parent_id) OR contains(q.raw, '"' || a.id || '"'))"""
-            mentions = f"SELECT q.rowid FROM {QUARANTINE.full_name} q JOIN ({alone}) a ON {named}"
-            return f"(NOT regexp_matches(raw, '{_ALONE}') AND rowid NOT IN ({mentions}))"
-        for stream in self.streams:
-            if table in (stream.table, stream.past):
-                parts = [_SAYS_ALONE, f"(_account, id) IN ({self._alone(stream)})", *self._below(stream)]
-                return f"(NOT coalesce({' OR '.join(parts)}, false))"
-        documents = " UNION ALL ".join(self._alone(stream) for stream in self.streams if stream.content_path)
-        if table is DOCUMENT_CONTENTS and documents:
-            return f"((_account, id) NOT IN ({documents}))"
-        if table is DOCUMENT_TEXTS and documents:
+            hidden = f"{ALONE_BROKEN} OR {_private('row_key')} OR {_private('_parent_id')} OR {_mentions_private(table, 'raw')}"
+            return f"(NOT coalesce({hidden}, false))"
+        if any(table in (stream.table, stream.past) for stream in self.streams):
+            return f"(NOT coalesce({_says('_extra')} OR {_private('id')} OR {_names_private(table)}, false))"
+        if table is DOCUMENT_CONTENTS:
+            return f"(NOT {_private('id')})"
+        if table is DOCUMENT_TEXTS:
             public = (
-                f"SELECT sha256 FROM {DOCUMENT_CONTENTS.full_name} WHERE sha256 IS NOT NULL AND (_account, id) NOT IN"
+                f"SELECT sha256 FROM {DOCUMENT_CONTENTS.full_name} WHERE sha256 IS NOT NULL AND NOT {_private('id')}"
             )
-            return f"(sha256 IN ({public} ({documents})))"
+            return f"(sha256 IN ({public}))"
         return ""
-
-    def _alone(self, stream: Stream) -> str:
-        """SQL of account and id of the rows that are for their owner alone, or lie below such a row, or name one."""
-        says = " OR ".join([_SAYS_ALONE, *self._below(stream)])
-        broken = f"stream = {literal(stream.name)} AND regexp_matches(raw, '{_ALONE}')"
-        return f"""SELECT _account, id FROM {stream.table.full_name} WHERE {says}
-            UNION ALL SELECT _account, row_key FROM {QUARANTINE.full_name} WHERE {broken}"""
-
-    def _below(self, stream: Stream) -> list[str]:
-        """SQL of the conditions for rows of the stream that lie below a row which is for its owner alone, or name one."""
-        names = [*([("_parent_id", stream.parent)] if stream.parent else []), *stream.names]
-        above = {column: self._alone(stream_named(named, self.streams)) for column, named in names}
-        lists = [column.name for column in stream.columns if above and column.kind == "json" and column.holds == "id"]
-        any_of = f"(SELECT list(_account || ' ' || id) FROM ({' UNION ALL '.join(above.values())}) a)"
-        return [
-            *(f"(_account, {quoted(column)}) IN ({alone})" for column, alone in above.items()),
-            *(
-                f"list_has_any(list_transform({_ids(quoted(one))}, lambda x: _account || ' ' || x), {any_of})"
-                for one in lists
-            ),
-        ]
 
     def _value(self, table: Table, column: Column) -> str:
         """SQL of what readers get of a column."""
@@ -204,9 +210,9 @@ class Policy:
             return sql
         if name == "_extra" and (self.hides(kind) or self._telltale):
             times = self._times(table)
-            return times if self.hides(kind) else f"CASE WHEN {self._tells('_extra')} THEN {times} ELSE _extra END"
+            return times if self.hides(kind) else f"CASE WHEN {self._tells_in(table)} THEN {times} ELSE _extra END"
         if name == "_hash" and self._telltale and "_extra" in {one.name for one in table.columns}:
-            return f"CASE WHEN NOT {self._tells('_extra')} THEN _hash END"
+            return f"CASE WHEN NOT {self._tells_in(table)} THEN _hash END"
         return self._of_others(table, name) or (self._word(table, column, sql) if self.words_only else sql)
 
     def _of_others(self, table: Table, name: str) -> str:
@@ -274,6 +280,13 @@ class Policy:
                 pairs.append(f"'{column.name}', CASE WHEN regexp_full_match({value}, '{_TIME}') THEN {value} END")
         return f"CASE WHEN _extra IS NOT NULL THEN nullif({_present(pairs)}::VARCHAR, '{{}}')::JSON END"
 
+    def _tells_in(self, table: Table) -> str:
+        """SQL of whether the fields that nobody knows of a row say that something is private, or tell of what is."""
+        tells = self._tells("_extra")
+        if self.hides_just_me and self.some_private:
+            tells = f"({tells} OR {_mentions_private(table, '_extra')})"
+        return tells
+
     def _tells(self, text: str) -> str:
         """SQL of whether a text says of something that it is private."""
         return f"coalesce(regexp_matches(CAST({text} AS VARCHAR), {literal(self._telltale)}), false)"
@@ -294,16 +307,48 @@ class Policy:
         return f"CASE WHEN {self._kept_stream()}{tells} THEN {name} ELSE {less} END"
 
 
-_SAYS_ALONE = (
-    f"(regexp_matches(CAST(_extra AS VARCHAR), '{_ALONE}') AND "  # which is quicker than to look at the one field
-    f"regexp_matches(CAST(json_extract(_extra, '$.access_level') AS VARCHAR), '{_ALONE}'))"
-)
 _ID = "[A-Za-z0-9_=-]{0,255}"
+_TEXT = r'"(?:[^"\\]|\\.)*"'
 _WORD = "[A-Za-z0-9_.:+/-]{0,64}"
 _QUOTED = " ?\u2039[^\u203a]*\u203a"
 """The API's own words in a reason (`protocol.quoted`)."""
 
 _HIDDEN: Mapping[Action, str] = {"keep": "", "drop": " Hidden: NULL.", "hash": " Hidden: a salted hash."}
+
+
+def _says(json: str) -> str:
+    """SQL of whether a row's JSON says that it is for its owner alone; to look at the text first is quicker."""
+    level = f"CAST(json_extract({json}, '$.access_level') AS VARCHAR)"
+    return f"(regexp_matches(CAST({json} AS VARCHAR), '{_ALONE}') AND regexp_matches({level}, '{_ALONE}'))"
+
+
+ALONE_BROKEN = f"coalesce({_says('CASE WHEN json_valid(raw) THEN raw END')}, false)"
+"""SQL of whether a broken row says that it is for its owner alone."""
+
+
+def _private(column: str) -> str:
+    return f"((_account, {quoted(column)}) IN (FROM private_ids))"
+
+
+def _names_private(table: Table) -> str:
+    """SQL of whether a row lies below a private row, or names one."""
+    named = [column for column in table.columns if column.holds == "id" and column.name != "id"]
+    return " OR ".join(
+        _private(column.name) if column.kind != "json" else _private_among(table, _ids(quoted(column.name)))
+        for column in named
+    )
+
+
+def _mentions_private(table: Table, json: str) -> str:
+    """SQL of whether any text in a row's JSON is the id of a private row."""
+    texts = f"list_filter(regexp_extract_all(CAST({json} AS VARCHAR), '{_TEXT}'), lambda x: json_valid(x))"
+    return _private_among(table, f"list_transform({texts}, lambda x: json_extract_string(x, '$'))")
+
+
+def _private_among(table: Table, texts: str) -> str:
+    """SQL of whether one of a list of texts is the id of a private row."""
+    each = f"SELECT rowid AS place, _account, unnest({texts}) AS one FROM {table.full_name}"
+    return f"(rowid IN (SELECT place FROM ({each}) JOIN private_ids ON account = _account AND id = one))"
 
 
 def _ids(value: str) -> str:

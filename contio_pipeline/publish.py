@@ -27,7 +27,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import zip_longest
@@ -199,7 +199,7 @@ def _publish(
 
 def _drop_of_other_policies(data_dir: Path, digest: str) -> None:
     """Remove what was made under another policy than the current generation, at once: it may show what is to be hidden."""
-    for folder in reversed(generations(data_dir)):
+    for folder in generations(data_dir):
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             hid = manifest.get("policy", {"digest": ""})["digest"]  # an earlier version hid nothing
@@ -207,8 +207,6 @@ def _drop_of_other_policies(data_dir: Path, digest: str) -> None:
             hid = ""  # damaged: nobody knows what it shows
         if hid != digest:
             shutil.rmtree(folder)
-        elif folder.name != (data_dir / "current").resolve().name:
-            return  # those before it went when it was made
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +325,11 @@ def _copy_masked(warehouse: Warehouse, file: Path, target: Path, policy: Policy)
                     connection.execute(f"COMMENT ON COLUMN {table.full_name}.{quoted(column.name)} IS {literal(doc)}")
         connection.execute("COMMIT")
         connection.execute("USE private")  # where the policy's conditions look
+        for statement in policy.private_ids():
+            with_room(connection, partial(connection.execute, statement))
+        if policy.hides_just_me:
+            some = bool(connection.execute("SELECT 1 FROM private_ids LIMIT 1").fetchall())
+            policy = replace(policy, some_private=some)
         for table in (table for table in declared if not table.shows):
             insert = f"INSERT INTO published.{table.full_name} {policy.select(table)}"
             with_room(connection, partial(connection.execute, insert))

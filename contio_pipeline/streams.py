@@ -126,6 +126,7 @@ class Stream:
         parent: the stream whose rows each have such a list.
         open_field: the boolean column that is false while a row is not done, and by which the list can be filtered.
         names: (text column, stream) pairs: the column holds ids of the other stream's rows.
+        same_as: text columns that hold ids of rows which tell of the same thing: what is private here is private there.
         alias_field: the field in which a row names the row that it was merged into.
         deleted_field: the timestamp column that is set when a row that can still be read by id is deleted.
         content_path: of a row's bytes.
@@ -148,6 +149,7 @@ class Stream:
     parent: str | None = None
     open_field: str | None = None
     names: tuple[tuple[str, str], ...] = ()
+    same_as: tuple[str, ...] = ()
     alias_field: str | None = None
     deleted_field: str | None = None
     content_path: str | None = None
@@ -173,6 +175,7 @@ class Stream:
             "open_field is a boolean column": is_kind(self.open_field, "boolean"),
             "deleted_field is a timestamp column": is_kind(self.deleted_field, "timestamp"),
             "names are text columns": all(is_kind(column, "text") for column, _stream in self.names),
+            "same_as are text columns": all(is_kind(column, "text") for column in self.same_as),
             "alias_field is a text column": is_kind(self.alias_field, "text"),
             "status_field is a text column": is_kind(self.status_field, "text"),
             "format_field is a text column": is_kind(self.format_field, "text"),
@@ -244,6 +247,7 @@ STREAMS: tuple[Stream, ...] = (
         date_field="start_time",
         dates="optional",
         version_field="updated_at",
+        same_as=("calendar_event_id",),
         alias_field="redirect_to_meeting_id",
         columns=_columns(
             id=("text", "The meeting's id.", "id"),
@@ -493,7 +497,8 @@ QUARANTINE = Table(
     "raw",
     "quarantine",
     "Rows that the API sent and that break their promise (wrong type, no id, bad time), as received; a row leaves this table "
-    "when a later sync receives it intact.",
+    "when a later sync receives it intact, or lists all rows without it; then it stays only while rows lie below it, or if it is "
+    "private.",
     (
         _ACCOUNT,
         *_columns(

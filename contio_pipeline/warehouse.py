@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import duckdb
 import pyarrow as pa
 
-from contio_pipeline.privacy import Policy
+from contio_pipeline.privacy import ALONE_BROKEN, Policy
 from contio_pipeline.rows import Batch
 from contio_pipeline.stage import Stage
 from contio_pipeline.streams import (
@@ -232,13 +232,22 @@ class Warehouse(WorkFile):
         return changes
 
     def _quarantine(self, run: Run, stream: Stream, listed: Scope | None) -> int:
-        """Keep broken rows as received, and let go of those that came intact or, when all were listed, came no more."""
+        """Keep broken rows as received, and let go of those that came intact or, when all were listed, came no more.
+
+        One that something still lies below stays, and so does one that is private: nothing else says so.
+        """
         mine = f"DELETE FROM {QUARANTINE.full_name} WHERE _account = $account AND stream = $stream"
+        children = (child.table.full_name for child in self.streams if child.parent == stream.name)
+        below = [
+            f"AND row_key NOT IN (SELECT _parent_id FROM {child} WHERE _account = $account AND _deleted_at IS NULL)"
+            for child in children
+        ]
         left = run(f"{mine} AND row_key IN (SELECT id FROM chosen)", stream=stream.name)
         if listed and not listed.dates:
             left += run(
                 f"""{mine} AND row_key NOT IN (SELECT key FROM chosen_broken)
-                    AND (_parent_id IS NULL OR _parent_id IN (SELECT unnest($parents::VARCHAR[])))""",
+                    AND (_parent_id IS NULL OR _parent_id IN (SELECT unnest($parents::VARCHAR[])))
+                    AND NOT {ALONE_BROKEN} {" ".join(below)}""",
                 stream=stream.name,
                 parents=list(listed.parents or ()),
             )
@@ -642,6 +651,8 @@ class Warehouse(WorkFile):
         live = "_deleted_at IS NULL" if "_deleted_at" in columns else "true"
         changed = "_changed_at" if "_changed_at" in columns else table.month_field
         [(count,)] = self.connection.execute(f"SELECT count(*) FROM {table.full_name} WHERE {live}").fetchall()
+        for statement in policy.private_ids():
+            self.connection.execute(statement)
         newest = f"ORDER BY {changed} DESC NULLS LAST, id LIMIT {rows}"
         return int(count), self.query(f"{policy.select(table)} AND {live} {newest}")
 
@@ -664,6 +675,9 @@ class Warehouse(WorkFile):
             found = self.query(f"SELECT _hash, _first_seen_at FROM {ACCOUNTS.full_name} WHERE _account = ?", [account])
             if found and found[0]["_hash"] == row["_hash"]:
                 return
+            connection.execute(
+                f"DELETE FROM {META.full_name} WHERE key = ?", [CLEAN]
+            )  # it has no history to tell what it was
             connection.execute(f"DELETE FROM {ACCOUNTS.full_name} WHERE _account = ?", [account])
             first = found[0]["_first_seen_at"] if found else now
             insert(connection, ACCOUNTS, row | {"_account": account, "_first_seen_at": first, "_changed_at": now})

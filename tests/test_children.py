@@ -151,3 +151,25 @@ def test_the_plan_knows_what_they_cost(asked: Place) -> None:
         name: actual[name] for name in ("participants", "agenda_items")
     }
     assert planned["participants"] == len(asked.world.items("ana", "meetings"))
+
+
+def test_what_lies_below_a_meeting_that_never_came_intact_goes_when_that_goes(new_place: Callable[..., Place]) -> None:
+    place = new_place(meetings=5, accounts=1)
+    place.overrides["optional_streams"] = "participants"
+    [broken] = place.world.insert("meetings", account="ana", title=5)
+    for stream in ("participants", "context_documents"):
+        place.world.insert(stream, account="ana", meeting_id=broken)
+    place.sync()
+    place.world.delete("meetings", ids=[broken])
+    place.overrides["optional_streams"] = ""  # nobody looks at participants any more
+    place.sync()
+    assert place.query(f"SELECT _gone_reason FROM raw.context_documents WHERE _parent_id = '{broken}'") == [
+        ("parent_not_found",)
+    ]
+    assert place.query("SELECT count(*) FROM raw.quarantine") == [(1,)]
+    place.overrides["optional_streams"] = "participants"
+    assert [place.sync().complete for _ in range(2)][1]
+    assert place.query(f"SELECT _gone_reason FROM raw.participants WHERE _parent_id = '{broken}'") == [
+        ("parent_not_found",)
+    ]
+    assert place.query("SELECT count(*) FROM raw.quarantine") == [(0,)]

@@ -411,6 +411,90 @@ def test_a_broken_row_that_is_for_its_owner_alone_takes_all_below_it_along(
     assert place.query("SELECT count(*) > 5 FROM raw.meetings") == [(True,)]
 
 
+@pytest.mark.parametrize("known_before", [False, True])
+def test_what_was_private_while_it_was_broken_stays_so_when_it_is_gone(new_place: NewPlace, known_before: bool) -> None:
+    place = new_place(meetings=10, accounts=1)
+    place.overrides["optional_streams"] = "participants,agenda_items"
+    [meeting] = place.world.insert("meetings", account="ana", title="public")
+    if known_before:
+        place.sync()
+    place.world.update("meetings", ids=[meeting], title=MARK, access_level="just_me", status={"a": MARK})
+    fill_below(place.world, meeting)
+    place.sync()
+    place.world.delete("meetings", ids=[meeting])
+    for _ in range(2):
+        place.sync()
+        assert published(place.settings.data_dir, "current")[1] == []
+    place.overrides["publish_policy"] = "just_me=keep"
+    place.sync()
+    assert published(place.settings.data_dir, "current")[1]
+
+
+def test_what_hangs_on_a_private_meeting_by_any_thread_is_left_out(new_place: NewPlace) -> None:
+    place = new_place(meetings=10, accounts=2)
+    world = place.world
+    event, own = (world.insert("calendar_events", account="ana", title=title)[0] for title in (MARK, "own"))
+    private = {"account": "ana", "access_level": "just_me", "title": MARK}
+    [meeting] = world.insert("meetings", id='m\u00f6te "1"', calendar_event_id=event, **private)
+    world.insert("action_items", account="bo", meeting_id=meeting, title=MARK)
+    world.insert("calendar_events", account="bo", linked_meetings=[meeting], title=MARK)
+    public = next(row["id"] for row in world.items("ana", "meetings") if row["id"] != meeting)
+    world.insert("meetings", account="ana", title="own", related={"id": meeting, "title": MARK})
+    world.insert("calendar_events", account="ana", title=MARK, location={}, note={"of": meeting})
+    [document] = world.insert("context_documents", account="ana", meeting_id=public, title=MARK, file_status="complete")
+    world.update("context_documents", ids=[document], meeting_id=meeting)  # listed below another
+    place.sync()
+    assert published(place.settings.data_dir)[1] == []
+    assert place.query(f"SELECT title FROM raw.calendar_events WHERE id = '{own}'") == [("own",)]
+    assert place.query("SELECT title FROM raw.meetings WHERE title = 'own'") == [("own",)]
+
+
+def test_what_names_a_meeting_that_was_merged_into_a_private_one_is_left_out(new_place: NewPlace) -> None:
+    place = new_place(meetings=10, accounts=1)
+    [old] = place.world.insert("meetings", account="ana", title="old")
+    place.world.insert("action_items", account="ana", meeting_id=old, title=MARK)
+    place.sync()
+    place.world.merge(ids=[old])
+    place.world.update("meetings", ids=[place.world.redirects[old]], access_level="just_me", title=MARK)
+    place.sync()
+    assert published(place.settings.data_dir, "current")[1] == []
+
+
+def test_words_that_only_look_like_it_hide_nothing(place: Place) -> None:
+    [meeting] = place.world.insert("meetings", account="ana", title="Price adjustments, not just me", start_time="soon")
+    place.world.insert("action_items", account="ana", meeting_id=meeting, title="theirs")
+    place.world.insert("meetings", account="ana", title="own", location_hint="adjustment room")
+    place.sync()
+    assert place.query("SELECT count(*) FROM raw.quarantine WHERE contains(raw, 'adjustments')") == [(1,)]
+    assert place.query("SELECT count(*) FROM raw.action_items WHERE title = 'theirs'") == [(1,)]
+    assert place.query("SELECT count(_extra), count(_hash) FROM raw.meetings WHERE title = 'own'") == [(1, 1)]
+    assert not json.loads((current(place.settings.data_dir).folder / "manifest.json").read_text())["policy"]["applied"]
+
+
+def test_of_a_profile_that_was_private_no_byte_is_left(place: Place) -> None:
+    profile = place.world.accounts["ana"].profile
+    profile["note"] = {"access_level": "just_me", "text": f"{MARK} " * 5000}
+    place.sync()
+    del profile["note"]
+    for title in ("a", "b"):
+        place.world.update("meetings", 1, title=title)
+        place.sync()
+    assert published(place.settings.data_dir)[1] == []
+
+
+def test_a_generation_that_hid_less_goes_also_when_others_came_between(place: Place) -> None:
+    [broken] = place.world.insert("meetings", account="ana", access_level="just_me", title=MARK, status={})
+    place.overrides["publish_policy"] = "just_me=keep"
+    place.sync()
+    assert published(place.settings.data_dir)[1]
+    place.overrides["publish_policy"] = ""
+    place.world.update("meetings", ids=[broken], access_level="everyone", title="mended", status="completed")
+    place.sync()
+    place.world.insert("meetings", account="ana", access_level="just_me", title="another")
+    place.sync()
+    assert published(place.settings.data_dir)[1] == []
+
+
 def fill_below(world: World, meeting: str) -> None:
     """All that can lie below a meeting or name it, with the mark, whole and broken."""
     for stream, fields, wrong in (
