@@ -148,9 +148,14 @@ def _meetings(zone: str, _today: str) -> str:
         {rows}
         SELECT key AS id, title, summary_notes, start_time, end_time, status,
             {_day("start_time", zone)} AS local_date,
-            CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,
+            CASE WHEN end_time >= start_time THEN {_minutes("start_time", "end_time")} END AS minutes,
             workspace_id, created_by_user_id, calendar_event_id, created_at, updated_at, seen_by, lost_at AS deleted_at
         FROM best"""
+
+
+def _minutes(begin: str, end: str) -> str:
+    """SQL of the minutes between, as a DOUBLE: `end - begin` would count days of the reader's time zone, of 23 to 25 hours."""
+    return f"((epoch_us({end})::HUGEINT - epoch_us({begin})) / 60e6)"
 
 
 def _closed(of: str = "") -> str:
@@ -182,7 +187,7 @@ def _action_items(zone: str, _today: str) -> str:
                 )) END,
                 CASE WHEN lost_at IS NOT NULL THEN greatest({_day("lost_at", zone)}, created_local_date) END
             ) AS closed_local_date,
-            CASE WHEN completed_at >= created_at THEN epoch(completed_at - created_at) / 86400 END AS days_to_complete,
+            CASE WHEN completed_at >= created_at THEN {_minutes("created_at", "completed_at")} / 1440 END AS days_to_complete,
             created_at, updated_at, seen_by, lost_at AS deleted_at
         FROM best LEFT JOIN aliases ON old_id = meeting_id
         LEFT JOIN closings ON account = best._account AND item = key"""
@@ -244,7 +249,7 @@ def _calendar_events(zone: str, _today: str) -> str:
         SELECT key AS id, title, description, start_time, end_time, location,
             start_time IS NULL AND coalesce(len({text}) = 10, false) AS is_all_day,
             coalesce({_day("start_time", zone)}, TRY_CAST(left({text}, 10) AS DATE)) AS local_date,
-            CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,
+            CASE WHEN end_time >= start_time THEN {_minutes("start_time", "end_time")} END AS minutes,
             {_compared("organizer ->> '$.email'")} AS organizer_email, organizer ->> '$.name' AS organizer_name,
             CASE WHEN json_type(attendees) = 'ARRAY' THEN json_array_length(attendees) ELSE 0 END::BIGINT AS attendees,
             linked_id AS meeting_id,
@@ -392,8 +397,8 @@ def _person_week(zone: str, _today: str) -> str:
         ),
         sums AS (
             SELECT person, week, count(*) AS events,
-                sum(greatest(epoch(ends - greatest(begins, coalesce(until, begins))), 0)) / 60 AS minutes,
-                sum(epoch(ends - begins)) / 60 AS minutes_booked
+                sum(greatest({_minutes("greatest(begins, coalesce(until, begins))", "ends")}, 0)) AS minutes,
+                sum({_minutes("begins", "ends")}) AS minutes_booked
             FROM reached GROUP BY ALL
         )
         SELECT person_id, week AS week_start, events, minutes, minutes_booked
@@ -475,7 +480,7 @@ def _calendar_linkage(_zone: str, _today: str) -> str:
         SELECT e.id AS event_id, occurrence, title, local_date, is_all_day, organizer_email,
             coalesce(other_id, meeting_id) AS meeting_id,
             CASE WHEN m.id IS NOT NULL THEN 'linked' WHEN meeting_id IS NULL THEN 'none' ELSE 'unseen' END AS link,
-            epoch(m.start_time - e.start_time) / 60 AS meeting_starts_later_minutes
+            {_minutes("e.start_time", "m.start_time")} AS meeting_starts_later_minutes
         FROM events e LEFT JOIN others ON event_id = e.id LEFT JOIN live m ON m.id = coalesce(other_id, meeting_id)"""
 
 
@@ -502,7 +507,7 @@ def _time_to_summary(_zone: str, _today: str) -> str:
             FROM raw.meetings_history h LEFT JOIN aliases ON old_id = h.id GROUP BY 1
         )
         SELECT m.id AS meeting_id, title, local_date, end_time, noted.written_at AS summary_at, noted.seen_at AS summary_seen_at,
-            CASE WHEN written_at >= end_time THEN epoch(written_at - end_time) / 60 END AS minutes_to_summary,
+            CASE WHEN written_at >= end_time THEN {_minutes("end_time", "written_at")} END AS minutes_to_summary,
             seen_at IS NOT NULL AND seen_at = since AS is_upper_bound
         FROM mart.meetings m JOIN known USING (id) LEFT JOIN noted USING (id) WHERE m.deleted_at IS NULL AND {_ENDED}"""
 

@@ -863,6 +863,36 @@ def test_marts_are_published_as_parquet_with_the_same_rows(place: Place) -> None
         assert folder.manifest["rows"][mart.full_name] == len(rows)
 
 
+def test_what_a_mart_says_does_not_depend_on_the_readers_time_zone(new_place: Callable[..., Place]) -> None:
+    place = new_place(meetings=10, accounts=2)
+    place.overrides["optional_streams"] = "participants,agenda_items"
+    world = place.world
+    for change in ("2026-03-08", "2026-04-04", "2026-10-03", "2026-11-01"):  # of New York, and of Lord Howe
+        day = datetime.fromisoformat(f"{change}T12:00:00Z")
+        before, after = ((day + timedelta(hours=hours)).isoformat() for hours in (-26, 27))
+        late = (day + timedelta(days=3)).isoformat()
+        [meeting] = world.insert("meetings", status="ended", start_time=after, end_time=after, summary_notes=None)
+        [long] = world.insert("meetings", status="ended", start_time=before, end_time=after, updated_at=late)
+        at = {"linked_meetings": [meeting], "meeting_id": meeting, "attendees": [{"email": "ana@example.com"}]}
+        night = (day - timedelta(hours=1)).isoformat(), (day + timedelta(hours=22)).isoformat()
+        for account, (start, end) in (("ana", (before, after)), ("ana", night), ("bo", night)):
+            world.insert("calendar_events", account=account, start_time=start, end_time=end, **at)
+        world.insert("action_items", is_completed=True, created_at=before, completed_at=after)
+        world.update("meetings", ids=[long], summary_notes="there")
+    place.sync()
+    folder = current(place.settings.data_dir)
+    today = datetime.now(UTC).date()
+    with duckdb.connect(folder.database, read_only=True) as connection:
+        for zone in ("UTC", "America/New_York", "Australia/Lord_Howe"):
+            connection.execute(f"SET TimeZone = '{zone}'")
+            for mart in MARTS:
+                file = f"read_parquet('{folder.folder}/parquet/mart/{mart.name}/part.parquet')"
+                for made in (f"(FROM {mart.full_name})", f"({mart.select(place.settings.timezone, today)})"):
+                    for one, other in ((made, file), (file, made)):
+                        differ = connection.sql(f"FROM {one} EXCEPT ALL FROM {other}").fetchall()
+                        assert differ == [], (zone, mart.name)
+
+
 @pytest.mark.synced
 @pytest.mark.parametrize("version", READERS)
 def test_every_duckdb_reads_the_same_of_every_mart_as_parquet_holds(place: Place, version: str) -> None:
