@@ -88,19 +88,6 @@ def _fields(**fields: tuple[str, ...]) -> tuple[Field, ...]:
     return tuple(Field(name, kind, doc, tuple(of)) for name, (kind, doc, *of) in fields.items())
 
 
-_IN_USE = """RECURSIVE merges AS (
-            SELECT id AS old_id, arg_max(redirect_to_meeting_id, (_first_seen_at, redirect_to_meeting_id)) AS new_id
-            FROM raw.meeting_aliases GROUP BY id
-        ),
-        chains AS (
-            SELECT old_id, new_id, 1 AS hops FROM merges
-            UNION ALL
-            SELECT c.old_id, m.new_id, hops + 1 FROM chains c JOIN merges m ON m.old_id = c.new_id WHERE hops < 10
-        ),
-        aliases AS (SELECT old_id, arg_max(new_id, hops) AS new_id FROM chains GROUP BY old_id)"""
-"""SQL of a common table: what became of the id of a meeting that was merged into another, and that perhaps into a third,
-whichever account told; of two that tell otherwise, the one that saw it last."""
-
 _SEEN = ("VARCHAR[]", "The accounts that see it now, sorted; empty when it is gone.")
 _DELETED = ("TIMESTAMP WITH TIME ZONE", "When the last account lost sight of it; NULL while one sees it.")
 
@@ -135,16 +122,47 @@ def _one_row_each(table: str, key: str = "t.id", joins: str = "", where: str = "
         )"""
 
 
+def _meeting_aliases(_zone: str, _today: str) -> str:
+    """Whichever account told; of two that tell otherwise, the one that saw it last.
+
+    Where that leads in a circle, it ends where the newest of the circle's merges leads: the others were undone. So was one whose
+    account sees the old id as a meeting of its own again. All this once, in a table: recursive views crash DuckDB 1.2.2.
+    """
+    return """
+        WITH RECURSIVE merges AS (
+            SELECT a.id AS old_id, arg_max(a.redirect_to_meeting_id, (a._first_seen_at, a.redirect_to_meeting_id)) AS new_id,
+                max(a._first_seen_at) AS told_at
+            FROM raw.meeting_aliases a LEFT JOIN raw.meetings m ON m._account = a._account AND m.id = a.id
+                AND m._deleted_at IS NULL AND coalesce(m.redirect_to_meeting_id, '') = ''
+            WHERE m.id IS NULL GROUP BY a.id
+        ),
+        chains AS (
+            SELECT old_id, old_id AS last_id, new_id, told_at, 1 AS hops FROM merges
+            UNION ALL
+            SELECT c.old_id, m.old_id, m.new_id, m.told_at, hops + 1
+            FROM chains c JOIN merges m ON m.old_id = c.new_id WHERE hops < 10
+        ),
+        circles AS (SELECT DISTINCT old_id AS circle_id FROM chains WHERE old_id = new_id),
+        ends AS (
+            SELECT old_id, coalesce(
+                arg_max(new_id, (told_at, new_id)) FILTER (circle_id IS NOT NULL), arg_max(new_id, hops)
+            ) AS new_id
+            FROM chains LEFT JOIN circles ON circle_id = last_id GROUP BY old_id
+        )
+        SELECT old_id AS id, new_id AS meeting_id FROM ends WHERE old_id <> new_id"""
+
+
 def _meetings(zone: str, _today: str) -> str:
     rows = _one_row_each(
         "meetings",
-        "coalesce(new_id, t.id)",
-        "LEFT JOIN aliases ON old_id = t.id LEFT JOIN seen ON seen.id = new_id",
+        "coalesce(a.meeting_id, t.id)",
+        "LEFT JOIN mart.meeting_aliases a ON a.id = t.id LEFT JOIN seen ON seen.id = a.meeting_id",
         "t._gone_reason IS DISTINCT FROM 'merged' OR seen.id IS NULL",
     )
     return f"""
-        WITH {_IN_USE},
-        seen AS (SELECT DISTINCT id FROM raw.meetings WHERE id IN (SELECT new_id FROM aliases)),  -- where one was merged into
+        WITH seen AS (  -- where one was merged into
+            SELECT DISTINCT id FROM raw.meetings WHERE id IN (SELECT meeting_id FROM mart.meeting_aliases)
+        ),
         {rows}
         SELECT key AS id, title, summary_notes, start_time, end_time, status,
             {_day("start_time", zone)} AS local_date,
@@ -166,7 +184,7 @@ def _closed(of: str = "") -> str:
 def _action_items(zone: str, _today: str) -> str:
     """What was closed at no time of its own was closed when the first of its closed versions, up to now, was written."""
     return f"""
-        WITH {_IN_USE}, {_one_row_each("action_items")},
+        WITH {_one_row_each("action_items")},
         past AS (
             SELECT p._account AS account, p.id AS item, p._changed_at AS seen_at, p.updated_at, {_closed("p.")} AS closed
             FROM raw.action_items_past p JOIN raw.action_items t ON t._account = p._account AND t.id = p.id
@@ -177,7 +195,7 @@ def _action_items(zone: str, _today: str) -> str:
             FROM (SELECT *, max(seen_at) FILTER (NOT closed) OVER (PARTITION BY account, item) AS open_at FROM past)
             WHERE open_at IS NULL OR seen_at > open_at GROUP BY ALL
         )
-        SELECT key AS id, coalesce(new_id, meeting_id) AS meeting_id, assigned_to_user_id, title, description, status,
+        SELECT key AS id, coalesce(a.meeting_id, best.meeting_id) AS meeting_id, assigned_to_user_id, title, description, status,
             is_completed, due_date, completed_at, {_day("completed_at", zone)} AS completed_local_date,
             {_day("created_at", zone)} AS created_local_date,
             least(
@@ -189,7 +207,7 @@ def _action_items(zone: str, _today: str) -> str:
             ) AS closed_local_date,
             CASE WHEN completed_at >= created_at THEN {_minutes("created_at", "completed_at")} / 1440 END AS days_to_complete,
             created_at, updated_at, seen_by, lost_at AS deleted_at
-        FROM best LEFT JOIN aliases ON old_id = meeting_id
+        FROM best LEFT JOIN mart.meeting_aliases a ON a.id = best.meeting_id
         LEFT JOIN closings ON account = best._account AND item = key"""
 
 
@@ -202,7 +220,9 @@ def _datable(moment: str) -> str:
     return f"{moment} BETWEEN TIMESTAMPTZ '0001-01-02 00:00:00+00' AND TIMESTAMPTZ '9999-12-30 00:00:00+00'"
 
 
-_LINKED = """coalesce(CASE WHEN json_type(linked_meetings) = 'ARRAY' THEN linked_meetings ->> '$[0]' END, meeting_id)"""
+_LINKED = (
+    """coalesce(CASE WHEN json_type(linked_meetings) = 'ARRAY' THEN linked_meetings ->> '$[0]' END, best.meeting_id)"""
+)
 
 
 def _calendar_events(zone: str, _today: str) -> str:
@@ -213,9 +233,10 @@ def _calendar_events(zone: str, _today: str) -> str:
     """
     text, end_text = "(_extra ->> 'start_time')", "(_extra ->> 'end_time')"
     return f"""
-        WITH {_IN_USE}, {_one_row_each("calendar_events")},
+        WITH {_one_row_each("calendar_events")},
         events AS NOT MATERIALIZED (
-            SELECT best.*, coalesce(new_id, {_LINKED}) AS linked_id FROM best LEFT JOIN aliases ON old_id = {_LINKED}
+            SELECT best.*, coalesce(a.meeting_id, {_LINKED}) AS linked_id
+            FROM best LEFT JOIN mart.meeting_aliases a ON a.id = {_LINKED}
         ),
         narrow AS (
             SELECT place, key, lost_at IS NOT NULL AS gone, _account, linked_id, linked_id IS NULL AS alone,
@@ -300,11 +321,11 @@ those that another account has of the same version."""
 
 def _context_documents(_zone: str, _today: str) -> str:
     return f"""
-        WITH {_IN_USE}, {_CONTENTS}
-        SELECT key AS id, coalesce(new_id, best.meeting_id, _parent_id) AS meeting_id, title, context_type, source_format,
+        WITH {_CONTENTS}
+        SELECT key AS id, coalesce(a.meeting_id, best.meeting_id, _parent_id) AS meeting_id, title, context_type, source_format,
             file_status, source_name, created_by_user_id, best.created_at, best.updated_at, state AS content_state,
             sha256, size_bytes, seen_by, lost_at AS deleted_at
-        FROM best LEFT JOIN aliases ON old_id = coalesce(best.meeting_id, _parent_id)
+        FROM best LEFT JOIN mart.meeting_aliases a ON a.id = coalesce(best.meeting_id, _parent_id)
         LEFT JOIN contents ON document = key"""
 
 
@@ -459,17 +480,17 @@ def _calendar_linkage(_zone: str, _today: str) -> str:
     """Nearly all events name one meeting, or none: only of the others more than the first is looked at."""
     many = "t.id IN (SELECT id FROM raw.calendar_events WHERE contains(linked_meetings, ','))"
     return f"""
-        WITH {_IN_USE}, {_one_row_each("calendar_events", where=many)},
+        WITH {_one_row_each("calendar_events", where=many)},
         live AS (SELECT id, start_time, calendar_event_id FROM mart.meetings WHERE deleted_at IS NULL),
         events AS (SELECT * FROM mart.calendar_events WHERE deleted_at IS NULL),
         open AS (SELECT id FROM events WHERE meeting_id IS NULL OR meeting_id NOT IN (SELECT id FROM live)),
         named AS (
-            SELECT event_id, coalesce(new_id, linked_id) AS meeting_id, place
+            SELECT event_id, coalesce(a.meeting_id, linked_id) AS meeting_id, place
             FROM (
                 SELECT key AS event_id, unnest(json_extract_string(linked_meetings, '$[*]')) AS linked_id,
                     unnest(range(json_array_length(linked_meetings)::BIGINT)) AS place
                 FROM best WHERE json_type(linked_meetings) = 'ARRAY'
-            ) LEFT JOIN aliases ON old_id = linked_id
+            ) LEFT JOIN mart.meeting_aliases a ON a.id = linked_id
             UNION ALL
             SELECT open.id, live.id, 1000000 FROM live JOIN open ON calendar_event_id = open.id
         ),
@@ -496,15 +517,14 @@ def _context_coverage(_zone: str, _today: str) -> str:
 
 def _time_to_summary(_zone: str, _today: str) -> str:
     return f"""
-        WITH {_IN_USE},
-        noted AS (
-            SELECT coalesce(new_id, h.id) AS id, min(_changed_at) AS seen_at, min(updated_at) AS written_at
-            FROM raw.meetings_history h LEFT JOIN aliases ON old_id = h.id
+        WITH noted AS (
+            SELECT coalesce(a.meeting_id, h.id) AS id, min(_changed_at) AS seen_at, min(updated_at) AS written_at
+            FROM raw.meetings_history h LEFT JOIN mart.meeting_aliases a ON a.id = h.id
             WHERE {_NOTED} AND _operation <> 'delete' GROUP BY 1
         ),
         known AS (
-            SELECT coalesce(new_id, h.id) AS id, min(_changed_at) AS since
-            FROM raw.meetings_history h LEFT JOIN aliases ON old_id = h.id GROUP BY 1
+            SELECT coalesce(a.meeting_id, h.id) AS id, min(_changed_at) AS since
+            FROM raw.meetings_history h LEFT JOIN mart.meeting_aliases a ON a.id = h.id GROUP BY 1
         )
         SELECT m.id AS meeting_id, title, local_date, end_time, noted.written_at AS summary_at, noted.seen_at AS summary_seen_at,
             CASE WHEN written_at >= end_time THEN {_minutes("end_time", "written_at")} END AS minutes_to_summary,
@@ -534,6 +554,17 @@ def _sync_health(_zone: str, _today: str) -> str:
 _TIME = "TIMESTAMP WITH TIME ZONE"
 
 MARTS: tuple[Mart, ...] = (
+    Mart(
+        "meeting_aliases",
+        "The id of a meeting that was merged into another, after all merges that any account told of. Where raw tables name a "
+        "meeting, join this to find it in mart.meetings.",
+        _fields(
+            id=("VARCHAR", "The old id of a meeting that was merged into another."),
+            meeting_id=("VARCHAR", "The id that is in use."),
+        ),
+        _meeting_aliases,
+        stored=True,
+    ),
     Mart(
         "meetings",
         "A meeting, once, however many accounts see it; merged meetings are the one that they were merged into.",
