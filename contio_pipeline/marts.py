@@ -229,7 +229,8 @@ def _calendar_events(zone: str, _today: str) -> str:
     """Texts are numbers while copies are looked for: of each event something is kept in memory.
 
     Copies have the same times, and the same organizer and title; those of one meeting have what one of them has. Where accounts
-    have several such events, these are numbered: by their meetings, and without one by the lowest numbers that are left.
+    have several such events, these are numbered: by their meetings, and without one by the lowest numbers that are left: first
+    those that several accounts see, then those of one, then what is gone. What is gone takes no number from what is seen.
     """
     text, end_text = "(_extra ->> 'start_time')", "(_extra ->> 'end_time')"
     return f"""
@@ -239,33 +240,59 @@ def _calendar_events(zone: str, _today: str) -> str:
             FROM best LEFT JOIN mart.meeting_aliases a ON a.id = {_LINKED}
         ),
         narrow AS (
-            SELECT place, key, lost_at IS NOT NULL AS gone, _account, linked_id, linked_id IS NULL AS alone,
+            SELECT place, key, lost_at IS NOT NULL AS gone, CASE WHEN gone THEN [_account] ELSE seen_by END AS accounts,
+                linked_id, linked_id IS NULL AS alone,
                 hash(start_time, end_time, CASE WHEN start_time IS NULL THEN {text} END,
                     CASE WHEN end_time IS NULL THEN {end_text} END) AS times,
                 md5_number_lower({_compared("organizer ->> '$.email'")}) AS organizer,
                 md5_number_lower({_compared("title")}) AS title
             FROM events
         ),
+        lives AS (
+            SELECT *, CASE WHEN alone THEN NOT gone ELSE bool_or(NOT gone) OVER (PARTITION BY times, linked_id) END AS lives
+            FROM narrow
+        ),
         alike AS (
             SELECT * REPLACE (
-                CASE WHEN alone THEN title ELSE max(title) OVER same END AS title,
-                coalesce(CASE WHEN alone THEN organizer ELSE max(organizer) OVER same END,
+                CASE WHEN alone THEN title ELSE max(title) FILTER (gone <> lives) OVER same END AS title,
+                coalesce(CASE WHEN alone THEN organizer ELSE max(organizer) FILTER (gone <> lives) OVER same END,
                     md5_number_lower(coalesce(linked_id, key))) AS organizer
-            ) FROM narrow WINDOW same AS (PARTITION BY times, linked_id)
+            ) FROM lives WINDOW same AS (PARTITION BY times, linked_id)
         ),
+        looks AS (SELECT * EXCLUDE (times), hash(times, organizer, title) AS look FROM alike),
         counted AS (
-            SELECT *, dense_rank() OVER (PARTITION BY times, organizer, title, alone ORDER BY linked_id) AS number,
-                dense_rank() OVER (
-                    PARTITION BY times, organizer, title, alone, _account
-                    ORDER BY linked_id, CASE WHEN alone THEN (gone, key) END
-                ) AS nth
-            FROM alike
+            SELECT place, key, gone, alone, organizer, title, look, accounts,
+                alone AND len(accounts) > 1 AS shared, CASE WHEN NOT alone THEN
+                    dense_rank() OVER (PARTITION BY look, alone, lives ORDER BY linked_id)
+                    + CASE WHEN lives THEN 0 ELSE count(*) FILTER (NOT gone) OVER (PARTITION BY look) END
+                END AS number
+            FROM looks
+        ),
+        held AS MATERIALIZED (SELECT *, unnest(accounts) AS account FROM counted),
+        pooled AS (SELECT DISTINCT look, account FROM held WHERE shared),
+        in_pools AS (
+            SELECT DISTINCT place, key, look, number FROM held SEMI JOIN pooled USING (look, account)
+            WHERE shared OR NOT (alone OR gone)
+        ),
+        of_several AS (SELECT place, left_number AS number FROM ({_lowest_left("in_pools", "look")}) WHERE number IS NULL),
+        seen AS (
+            SELECT h.* REPLACE (coalesce(h.number, o.number) AS number) FROM held h LEFT JOIN of_several o USING (place)
+        ),
+        placed AS MATERIALIZED (
+            SELECT * EXCLUDE (nth, left_number)
+                REPLACE (CASE WHEN gone THEN number ELSE coalesce(number, left_number) END AS number)
+            FROM ({_lowest_left("seen", "look, account, gone")})
+        ),
+        with_gone AS (
+            SELECT place, key, look, account, number FROM placed
+            SEMI JOIN (SELECT look, account FROM placed WHERE number IS NULL) USING (look, account)
+        ),
+        of_gone AS (
+            SELECT place, left_number AS number FROM ({_lowest_left("with_gone", "look, account")}) WHERE number IS NULL
         ),
         numbered AS (
-            SELECT place, organizer AS organizer_number, title AS title_number, CASE WHEN alone THEN dense_rank() OVER (
-                PARTITION BY times, organizer, title, _account
-                ORDER BY CASE WHEN alone THEN nth ELSE number - nth END, alone DESC, nth
-            ) ELSE number END AS number FROM counted
+            SELECT place, organizer AS organizer_number, title AS title_number, coalesce(p.number, g.number) AS number
+            FROM placed p LEFT JOIN of_gone g USING (place) WHERE account = accounts[1]
         )
         SELECT key AS id, title, description, start_time, end_time, location,
             start_time IS NULL AND coalesce(len({text}) = 10, false) AS is_all_day,
@@ -278,6 +305,19 @@ def _calendar_events(zone: str, _today: str) -> str:
                 coalesce(epoch_us(end_time)::VARCHAR, {end_text}, '-'), organizer_number, title_number, number)) AS occurrence,
             seen_by, lost_at AS deleted_at
         FROM events LEFT JOIN numbered USING (place)"""
+
+
+def _lowest_left(rows: str, group: str) -> str:
+    """SQL of the rows with a `left_number`: of those without a number the lowest that are left in their group, by their keys."""
+    return f"""
+        SELECT *, dense_rank() OVER (
+            PARTITION BY {group} ORDER BY CASE WHEN number IS NULL THEN nth ELSE number - nth END, number IS NULL DESC, nth
+        ) AS left_number
+        FROM (
+            SELECT *, dense_rank() OVER (
+                PARTITION BY {group}, number IS NULL ORDER BY number, CASE WHEN number IS NULL THEN key END
+            ) AS nth FROM {rows}
+        )"""
 
 
 def _compared(value: str) -> str:
@@ -702,7 +742,7 @@ MARTS: tuple[Mart, ...] = (
                 "VARCHAR",
                 (
                     "The same for copies of one event in several calendars: same start and end, and same meeting, or else same "
-                    "organizer and title. Two events of one account are never the same, unless they name the same meeting."
+                    "organizer and title. Two events that one account sees are never the same, unless they name the same meeting."
                 ),
                 "calendar_events.start_time",
                 "calendar_events.end_time",

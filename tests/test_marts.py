@@ -198,20 +198,24 @@ def occurrences(seen: Seen) -> dict[str, str]:
         of_meeting[looks[identity]].append(identity)
     keys: dict[str, tuple[Any, ...]] = {}
     for (times, meeting), ids in of_meeting.items():
+        telling = [one for one in ids if events[one][1]] or ids
         hosts = {one: email((events[one][0].get("organizer") or {}).get("email")) for one in ids}
         titles = {one: email(events[one][0].get("title")) for one in ids}
         for one in ids:
-            host = _largest(hosts.values()) if meeting else hosts[one]
-            title = _largest(titles.values()) if meeting else titles[one]
+            host = _largest(hosts[each] for each in telling) if meeting else hosts[one]
+            title = _largest(titles[each] for each in telling) if meeting else titles[one]
             keys[one] = times, host or meeting or one, title
     alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for one, key in keys.items():
         alike[key].append(one)
     found = {}
     for key, ids in alike.items():
-        numbers = dict(zip(sorted({meeting for one in ids if (meeting := meetings_of[one])}), count(1)))
+        seen_now = [one for one in ids if events[one][1]]
+        named = {meeting for one in seen_now if (meeting := meetings_of[one])}
+        lost = {meeting for one in ids if (meeting := meetings_of[one])} - named
+        numbers = dict(zip(sorted(named), count(1))) | dict(zip(sorted(lost), count(len(seen_now) + 1)))
         taken: dict[str, set[int]] = defaultdict(set)
-        for one in sorted(ids, key=lambda one: (meetings_of[one] is None, not events[one][1], one)):
+        for one in sorted(ids, key=lambda one: (not events[one][1], meetings_of[one] is None, one)):
             mine, meeting = taken[seen.teller("calendar_events", one)], meetings_of[one]
             number = numbers[meeting] if meeting else next(n for n in count(1) if n not in mine)
             mine.add(number)
@@ -702,6 +706,59 @@ def test_an_event_that_was_made_anew_is_the_copy_of_what_the_others_have(new_pla
     place.sync(streams=["calendar_events"])
     sql = "SELECT count(*), count(DISTINCT occurrence) FROM mart.calendar_events WHERE deleted_at IS NULL"
     assert place.query(sql) == [(2, 1)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_account_sees_two_events_as_one_also_where_it_sees_anothers(
+    new_place: Callable[..., Place], seed: int
+) -> None:
+    place = new_place(meetings=0, accounts=3)
+    rng = random.Random(seed)  # noqa: S311 - the same each time
+    hidden = place.world.insert("meetings", 2)
+    for hour in range(10, 22):
+        for account in ("ana", "bo", "cem"):
+            for _ in range(rng.randrange(4)):
+                place.world.insert(
+                    "calendar_events", account=account, title="Sync", organizer={"email": "hr@example.com"}, meeting_id=None,
+                    linked_meetings=rng.choice([[], [], hidden[:1], hidden[1:]]), start_time=f"2026-06-02T{hour}:00:00Z",
+                )  # fmt: skip
+    place.sync(streams=["meetings", "calendar_events"])
+    with Warehouse(place.settings.data_dir, origin=None) as warehouse:
+        run = warehouse.connection.execute
+        for account in ("ana", "bo", "cem"):
+            run(
+                f"""INSERT INTO raw.calendar_events SELECT DISTINCT ON (id) * REPLACE ($1 AS _account)
+                FROM raw.calendar_events t WHERE _account <> $1 AND hash(id, $1) % 4 = {seed}
+                AND NOT EXISTS (FROM raw.calendar_events o WHERE o._account = $1 AND o.id = t.id)""",
+                [account],
+            )
+        run(f"UPDATE raw.calendar_events SET _deleted_at = now(), _gone_reason = 'absent' WHERE hash(id) % 7 = {seed}")
+        publish(warehouse, datetime.now(UTC), Terms.asked_for(place.settings), anew=True)
+    events = (
+        "SELECT id, unnest(seen_by) AS account, occurrence, coalesce(meeting_id, id) AS what FROM mart.calendar_events"
+    )
+    twice = f"WITH e AS ({events}) SELECT account, occurrence FROM e GROUP BY ALL HAVING count(DISTINCT what) > 1"
+    assert place.query(twice) == []
+    assert place.query("SELECT count(*) > 5 FROM mart.calendar_events WHERE len(seen_by) > 1") == [(True,)]
+    assert place.query("SELECT count(*) > 5 FROM mart.calendar_events WHERE len(seen_by) = 0") == [(True,)]
+    several = "SELECT occurrence FROM mart.calendar_events GROUP BY occurrence HAVING count(DISTINCT id) > 1"
+    assert len(place.query(several)) > 5
+
+
+def test_what_is_gone_does_not_push_copies_apart(new_place: Callable[..., Place]) -> None:
+    place = new_place(meetings=0, accounts=3)
+    [meeting] = place.world.insert("meetings")
+    look = {"title": "Sync", "organizer": {"email": "hr@example.com"}, "start_time": "2026-06-02T10:00:00Z"}
+    plain, linked_ = ({"linked_meetings": named, "meeting_id": None} for named in ([], [meeting]))
+    [old] = place.world.insert("calendar_events", account="ana", **look | linked_ | {"title": "Other"})
+    place.world.insert("calendar_events", account="bo", **look, **plain)
+    place.world.insert("calendar_events", account="cem", **look, **linked_)
+    place.sync(streams=["meetings", "calendar_events"])
+    place.world.delete("calendar_events", ids=[old])
+    place.world.insert("calendar_events", account="ana", **look, **plain)
+    place.sync(streams=["meetings", "calendar_events"])
+    sql = "SELECT count(*), count(DISTINCT occurrence) FROM mart.calendar_events WHERE deleted_at IS NULL"
+    assert place.query(sql) == [(3, 1)]
 
 
 def test_an_event_is_linked_by_any_meeting_that_is_seen(new_place: Callable[..., Place]) -> None:
