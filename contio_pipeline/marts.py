@@ -402,6 +402,9 @@ def _people(_zone: str, _today: str) -> str:
             UNION
             SELECT one ->> '$.user_id', {_compared("one ->> '$.email'")}, one ->> '$.name', 'agenda_items', 2
             FROM (SELECT {_each("presenter_details")} AS one FROM raw.agenda_items)
+            UNION
+            SELECT one ->> '$', NULL, NULL, 'agenda_items', 9
+            FROM (SELECT {_each("presenters")} AS one FROM raw.agenda_items) WHERE json_type(one) = 'VARCHAR'
         ),
         owners AS (
             SELECT email, arg_min(user_id, (rank, user_id)) AS owner
@@ -664,14 +667,19 @@ MARTS: tuple[Mart, ...] = (
             is_completed=("BOOLEAN", "Whether it is done.", "action_items.is_completed"),
             due_date=("DATE", "The day it is due, as written by the API.", "action_items.due_date"),
             completed_at=(_TIME, "When it was completed.", "action_items.completed_at"),
-            completed_local_date=("DATE", "The day of completed_at in CONTIO_TIMEZONE.", "action_items.completed_at"),
+            completed_local_date=(
+                "DATE",
+                "The day of completed_at in CONTIO_TIMEZONE; NULL beyond the years 1 to 9999.",
+                "action_items.completed_at",
+            ),
             created_local_date=("DATE", "The day of created_at in CONTIO_TIMEZONE.", "action_items.created_at"),
             closed_local_date=(
                 "DATE",
                 (
                     "The day from which there is nothing to do any more: completed, cancelled, or no longer seen; NULL while "
-                    "open. Where no time is told (cancelled, or completed without completed_at), that on which the first version "
-                    "that a sync saw so, of those up to now, was written."
+                    "open. Never before created_local_date; in the future where completed_at is. Where no time is told "
+                    "(cancelled, or completed without completed_at), that on which the first version that a sync saw so, of those "
+                    "up to now, was written."
                 ),
                 "action_items.created_at",
                 "action_items.completed_at",
@@ -741,8 +749,9 @@ MARTS: tuple[Mart, ...] = (
             occurrence=(
                 "VARCHAR",
                 (
-                    "The same for copies of one event in several calendars: same start and end, and same meeting, or else same "
-                    "organizer and title. Two events that one account sees are never the same, unless they name the same meeting."
+                    "The same for copies of one event in several calendars: same start and end, and same first meeting, or "
+                    "else same organizer and title. Two events that one account sees are never the same, unless they name the "
+                    "same meeting first."
                 ),
                 "calendar_events.start_time",
                 "calendar_events.end_time",
@@ -806,14 +815,18 @@ MARTS: tuple[Mart, ...] = (
             updated_at=(_TIME, "When it last changed in Contio.", "context_documents.updated_at"),
             content_state=(
                 "VARCHAR",
-                "stored, waiting, error or unavailable, see raw.document_contents; NULL where it was not asked for.",
+                (
+                    "stored, waiting, error or unavailable, see raw.document_contents; NULL where it was not asked for. That, "
+                    "and the bytes, are as they were at raw.document_contents.fetched_at: after a sync without documents they "
+                    "may be older than the row."
+                ),
                 "document_contents.state",
             ),
             sha256=(
                 "VARCHAR",
                 (
                     "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>. While content_state is not stored, "
-                    "it may be an earlier version's."
+                    "or after a sync without documents, it may be an earlier version's."
                 ),
                 "document_contents.sha256",
             ),
@@ -833,7 +846,10 @@ MARTS: tuple[Mart, ...] = (
             source_format=("VARCHAR", "json, csv, tsv, xml, html, yaml, md or txt.", "context_documents.source_format"),
             text=(
                 "VARCHAR",
-                "Its contents as text, as they are: markup is not taken out.",
+                (
+                    "Its contents as text, as they are: markup is not taken out. After a sync without documents they may be an "
+                    "earlier version's, see content_state in mart.context_documents."
+                ),
                 "document_texts.text",
                 "document_contents.state",
                 "document_contents.sha256",

@@ -343,6 +343,8 @@ def _users(seen: Seen) -> Iterable[Named]:
     for row in seen.versions("agenda_items"):
         for one in row.get("presenter_details") or []:
             yield "agenda_items", 2, one.get("user_id"), email(one.get("email")), one.get("name")
+        for user in row.get("presenters") or []:
+            yield "agenda_items", 9, user, None, None
 
 
 def _others(seen: Seen) -> Iterable[Named]:
@@ -928,6 +930,19 @@ def test_contents_are_of_the_version_that_counts(new_place: Callable[..., Place]
         warehouse.connection.execute(f"DELETE FROM raw.document_contents {of_ana}")
         publish(warehouse, datetime.now(UTC), Terms.asked_for(place.settings), anew=True)
         assert shown() == ("complete", "stored", "old", None)
+
+
+def test_who_presents_is_known_also_where_no_details_tell(new_place: Callable[..., Place]) -> None:
+    place = new_place(meetings=0, accounts=1)
+    place.overrides["optional_streams"] = "agenda_items"
+    [meeting] = place.world.insert("meetings")
+    users = [f"00000000-0000-4000-8000-00000000000{n}" for n in range(3)]
+    for user, details in zip(users, (None, [], [{"user_id": users[2], "name": "Kim"}]), strict=True):
+        place.world.insert("agenda_items", meeting_id=meeting, presenters=[user, None, 7], presenter_details=details)
+    place.sync()
+    sql = "SELECT id, name, sources FROM mart.people WHERE id LIKE '00000000-%' ORDER BY id"
+    assert place.query(sql) == [(user, "Kim" if user == users[2] else None, ["agenda_items"]) for user in users]
+    assert place.query("SELECT count(*) FROM mart.people WHERE length(id) < 5") == [(0,)]
 
 
 def test_an_address_is_the_profiles_whoever_else_claims_it(new_place: Callable[..., Place]) -> None:
