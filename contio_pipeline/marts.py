@@ -678,8 +678,8 @@ MARTS: tuple[Mart, ...] = (
                 (
                     "The day from which there is nothing to do any more: completed, cancelled, or no longer seen; NULL while "
                     "open. Never before created_local_date; in the future where completed_at is. Where no time is told "
-                    "(cancelled, or completed without completed_at), that on which the first version that a sync saw so, of those "
-                    "up to now, was written."
+                    "(cancelled, or completed without completed_at), that on which the first version that a sync saw so, of "
+                    "those up to now, was written."
                 ),
                 "action_items.created_at",
                 "action_items.completed_at",
