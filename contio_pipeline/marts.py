@@ -88,19 +88,6 @@ def _fields(**fields: tuple[str, ...]) -> tuple[Field, ...]:
     return tuple(Field(name, kind, doc, tuple(of)) for name, (kind, doc, *of) in fields.items())
 
 
-_IN_USE = """RECURSIVE merges AS (
-            SELECT id AS old_id, arg_max(redirect_to_meeting_id, (_first_seen_at, redirect_to_meeting_id)) AS new_id
-            FROM raw.meeting_aliases GROUP BY id
-        ),
-        chains AS (
-            SELECT old_id, new_id, 1 AS hops FROM merges
-            UNION ALL
-            SELECT c.old_id, m.new_id, hops + 1 FROM chains c JOIN merges m ON m.old_id = c.new_id WHERE hops < 10
-        ),
-        aliases AS (SELECT old_id, arg_max(new_id, hops) AS new_id FROM chains GROUP BY old_id)"""
-"""SQL of a common table: what became of the id of a meeting that was merged into another, and that perhaps into a third,
-whichever account told; of two that tell otherwise, the one that saw it last."""
-
 _SEEN = ("VARCHAR[]", "The accounts that see it now, sorted; empty when it is gone.")
 _DELETED = ("TIMESTAMP WITH TIME ZONE", "When the last account lost sight of it; NULL while one sees it.")
 
@@ -135,22 +122,58 @@ def _one_row_each(table: str, key: str = "t.id", joins: str = "", where: str = "
         )"""
 
 
+def _meeting_aliases(_zone: str, _today: str) -> str:
+    """Whichever account told; of two that tell otherwise, the one that saw it last.
+
+    Where that leads in a circle, it ends where the newest of the circle's merges leads: the others were undone. So was one whose
+    account sees the old id as a meeting of its own again. All this once, in a table: recursive views crash DuckDB 1.2.2.
+    """
+    return """
+        WITH RECURSIVE merges AS (
+            SELECT a.id AS old_id, arg_max(a.redirect_to_meeting_id, (a._first_seen_at, a.redirect_to_meeting_id)) AS new_id,
+                max(a._first_seen_at) AS told_at
+            FROM raw.meeting_aliases a LEFT JOIN raw.meetings m ON m._account = a._account AND m.id = a.id
+                AND m._deleted_at IS NULL AND coalesce(m.redirect_to_meeting_id, '') = ''
+            WHERE m.id IS NULL GROUP BY a.id
+        ),
+        chains AS (
+            SELECT old_id, old_id AS last_id, new_id, told_at, 1 AS hops FROM merges
+            UNION ALL
+            SELECT c.old_id, m.old_id, m.new_id, m.told_at, hops + 1
+            FROM chains c JOIN merges m ON m.old_id = c.new_id WHERE hops < 10
+        ),
+        circles AS (SELECT DISTINCT old_id AS circle_id FROM chains WHERE old_id = new_id),
+        ends AS (
+            SELECT old_id, coalesce(
+                arg_max(new_id, (told_at, new_id)) FILTER (circle_id IS NOT NULL), arg_max(new_id, hops)
+            ) AS new_id
+            FROM chains LEFT JOIN circles ON circle_id = last_id GROUP BY old_id
+        )
+        SELECT old_id AS id, new_id AS meeting_id FROM ends WHERE old_id <> new_id"""
+
+
 def _meetings(zone: str, _today: str) -> str:
     rows = _one_row_each(
         "meetings",
-        "coalesce(new_id, t.id)",
-        "LEFT JOIN aliases ON old_id = t.id LEFT JOIN seen ON seen.id = new_id",
+        "coalesce(a.meeting_id, t.id)",
+        "LEFT JOIN mart.meeting_aliases a ON a.id = t.id LEFT JOIN seen ON seen.id = a.meeting_id",
         "t._gone_reason IS DISTINCT FROM 'merged' OR seen.id IS NULL",
     )
     return f"""
-        WITH {_IN_USE},
-        seen AS (SELECT DISTINCT id FROM raw.meetings WHERE id IN (SELECT new_id FROM aliases)),  -- where one was merged into
+        WITH seen AS (  -- where one was merged into
+            SELECT DISTINCT id FROM raw.meetings WHERE id IN (SELECT meeting_id FROM mart.meeting_aliases)
+        ),
         {rows}
         SELECT key AS id, title, summary_notes, start_time, end_time, status,
             {_day("start_time", zone)} AS local_date,
-            CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,
+            CASE WHEN end_time >= start_time THEN {_minutes("start_time", "end_time")} END AS minutes,
             workspace_id, created_by_user_id, calendar_event_id, created_at, updated_at, seen_by, lost_at AS deleted_at
         FROM best"""
+
+
+def _minutes(begin: str, end: str) -> str:
+    """SQL of the minutes between, as a DOUBLE: `end - begin` would count days of the reader's time zone, of 23 to 25 hours."""
+    return f"((epoch_us({end})::HUGEINT - epoch_us({begin})) / 60e6)"
 
 
 def _closed(of: str = "") -> str:
@@ -161,7 +184,7 @@ def _closed(of: str = "") -> str:
 def _action_items(zone: str, _today: str) -> str:
     """What was closed at no time of its own was closed when the first of its closed versions, up to now, was written."""
     return f"""
-        WITH {_IN_USE}, {_one_row_each("action_items")},
+        WITH {_one_row_each("action_items")},
         past AS (
             SELECT p._account AS account, p.id AS item, p._changed_at AS seen_at, p.updated_at, {_closed("p.")} AS closed
             FROM raw.action_items_past p JOIN raw.action_items t ON t._account = p._account AND t.id = p.id
@@ -172,7 +195,7 @@ def _action_items(zone: str, _today: str) -> str:
             FROM (SELECT *, max(seen_at) FILTER (NOT closed) OVER (PARTITION BY account, item) AS open_at FROM past)
             WHERE open_at IS NULL OR seen_at > open_at GROUP BY ALL
         )
-        SELECT key AS id, coalesce(new_id, meeting_id) AS meeting_id, assigned_to_user_id, title, description, status,
+        SELECT key AS id, coalesce(a.meeting_id, best.meeting_id) AS meeting_id, assigned_to_user_id, title, description, status,
             is_completed, due_date, completed_at, {_day("completed_at", zone)} AS completed_local_date,
             {_day("created_at", zone)} AS created_local_date,
             least(
@@ -182,9 +205,9 @@ def _action_items(zone: str, _today: str) -> str:
                 )) END,
                 CASE WHEN lost_at IS NOT NULL THEN greatest({_day("lost_at", zone)}, created_local_date) END
             ) AS closed_local_date,
-            CASE WHEN completed_at >= created_at THEN epoch(completed_at - created_at) / 86400 END AS days_to_complete,
+            CASE WHEN completed_at >= created_at THEN {_minutes("created_at", "completed_at")} / 1440 END AS days_to_complete,
             created_at, updated_at, seen_by, lost_at AS deleted_at
-        FROM best LEFT JOIN aliases ON old_id = meeting_id
+        FROM best LEFT JOIN mart.meeting_aliases a ON a.id = best.meeting_id
         LEFT JOIN closings ON account = best._account AND item = key"""
 
 
@@ -197,54 +220,84 @@ def _datable(moment: str) -> str:
     return f"{moment} BETWEEN TIMESTAMPTZ '0001-01-02 00:00:00+00' AND TIMESTAMPTZ '9999-12-30 00:00:00+00'"
 
 
-_LINKED = """coalesce(CASE WHEN json_type(linked_meetings) = 'ARRAY' THEN linked_meetings ->> '$[0]' END, meeting_id)"""
+_LINKED = (
+    """coalesce(CASE WHEN json_type(linked_meetings) = 'ARRAY' THEN linked_meetings ->> '$[0]' END, best.meeting_id)"""
+)
 
 
 def _calendar_events(zone: str, _today: str) -> str:
     """Texts are numbers while copies are looked for: of each event something is kept in memory.
 
     Copies have the same times, and the same organizer and title; those of one meeting have what one of them has. Where accounts
-    have several such events, these are numbered: by their meetings, and without one by the lowest numbers that are left.
+    have several such events, these are numbered: by their meetings, and without one by the lowest numbers that are left: first
+    those that several accounts see, then those of one, then what is gone. What is gone takes no number from what is seen.
     """
     text, end_text = "(_extra ->> 'start_time')", "(_extra ->> 'end_time')"
     return f"""
-        WITH {_IN_USE}, {_one_row_each("calendar_events")},
+        WITH {_one_row_each("calendar_events")},
         events AS NOT MATERIALIZED (
-            SELECT best.*, coalesce(new_id, {_LINKED}) AS linked_id FROM best LEFT JOIN aliases ON old_id = {_LINKED}
+            SELECT best.*, coalesce(a.meeting_id, {_LINKED}) AS linked_id
+            FROM best LEFT JOIN mart.meeting_aliases a ON a.id = {_LINKED}
         ),
         narrow AS (
-            SELECT place, key, lost_at IS NOT NULL AS gone, _account, linked_id, linked_id IS NULL AS alone,
+            SELECT place, key, lost_at IS NOT NULL AS gone, CASE WHEN gone THEN [_account] ELSE seen_by END AS accounts,
+                linked_id, linked_id IS NULL AS alone,
                 hash(start_time, end_time, CASE WHEN start_time IS NULL THEN {text} END,
                     CASE WHEN end_time IS NULL THEN {end_text} END) AS times,
                 md5_number_lower({_compared("organizer ->> '$.email'")}) AS organizer,
                 md5_number_lower({_compared("title")}) AS title
             FROM events
         ),
+        lives AS (
+            SELECT *, CASE WHEN alone THEN NOT gone ELSE bool_or(NOT gone) OVER (PARTITION BY times, linked_id) END AS lives
+            FROM narrow
+        ),
         alike AS (
             SELECT * REPLACE (
-                CASE WHEN alone THEN title ELSE max(title) OVER same END AS title,
-                coalesce(CASE WHEN alone THEN organizer ELSE max(organizer) OVER same END,
+                CASE WHEN alone THEN title ELSE max(title) FILTER (gone <> lives) OVER same END AS title,
+                coalesce(CASE WHEN alone THEN organizer ELSE max(organizer) FILTER (gone <> lives) OVER same END,
                     md5_number_lower(coalesce(linked_id, key))) AS organizer
-            ) FROM narrow WINDOW same AS (PARTITION BY times, linked_id)
+            ) FROM lives WINDOW same AS (PARTITION BY times, linked_id)
         ),
+        looks AS (SELECT * EXCLUDE (times), hash(times, organizer, title) AS look FROM alike),
         counted AS (
-            SELECT *, dense_rank() OVER (PARTITION BY times, organizer, title, alone ORDER BY linked_id) AS number,
-                dense_rank() OVER (
-                    PARTITION BY times, organizer, title, alone, _account
-                    ORDER BY linked_id, CASE WHEN alone THEN (gone, key) END
-                ) AS nth
-            FROM alike
+            SELECT place, key, gone, alone, organizer, title, look, accounts,
+                alone AND len(accounts) > 1 AS shared, CASE WHEN NOT alone THEN
+                    dense_rank() OVER (PARTITION BY look, alone, lives ORDER BY linked_id)
+                    + CASE WHEN lives THEN 0 ELSE count(*) FILTER (NOT gone) OVER (PARTITION BY look) END
+                END AS number
+            FROM looks
+        ),
+        held AS MATERIALIZED (SELECT *, unnest(accounts) AS account FROM counted),
+        pooled AS (SELECT DISTINCT look, account FROM held WHERE shared),
+        in_pools AS (
+            SELECT DISTINCT place, key, look, number FROM held SEMI JOIN pooled USING (look, account)
+            WHERE shared OR NOT (alone OR gone)
+        ),
+        of_several AS (SELECT place, left_number AS number FROM ({_lowest_left("in_pools", "look")}) WHERE number IS NULL),
+        seen AS (
+            SELECT h.* REPLACE (coalesce(h.number, o.number) AS number) FROM held h LEFT JOIN of_several o USING (place)
+        ),
+        placed AS MATERIALIZED (
+            SELECT * EXCLUDE (nth, left_number)
+                REPLACE (CASE WHEN gone THEN number ELSE coalesce(number, left_number) END AS number)
+            FROM ({_lowest_left("seen", "look, account, gone")})
+        ),
+        with_gone AS (
+            SELECT place, key, look, account, number FROM placed
+            SEMI JOIN (SELECT look, account FROM placed WHERE number IS NULL) USING (look, account)
+        ),
+        of_gone AS (
+            SELECT place, left_number AS number FROM ({_lowest_left("with_gone", "look, account")}) WHERE number IS NULL
         ),
         numbered AS (
-            SELECT place, organizer AS organizer_number, title AS title_number, CASE WHEN alone THEN dense_rank() OVER (
-                PARTITION BY times, organizer, title, _account
-                ORDER BY CASE WHEN alone THEN nth ELSE number - nth END, alone DESC, nth
-            ) ELSE number END AS number FROM counted
+            SELECT place, organizer AS organizer_number, title AS title_number, coalesce(p.number, g.number) AS number
+            FROM placed p LEFT JOIN of_gone g USING (place) WHERE account = accounts[1]
         )
         SELECT key AS id, title, description, start_time, end_time, location,
             start_time IS NULL AND coalesce(len({text}) = 10, false) AS is_all_day,
             coalesce({_day("start_time", zone)}, TRY_CAST(left({text}, 10) AS DATE)) AS local_date,
-            CASE WHEN end_time >= start_time THEN epoch(end_time - start_time) / 60 END AS minutes,
+            CASE WHEN end_time >= start_time THEN {_minutes("start_time", "end_time")} END AS minutes,
             {_compared("organizer ->> '$.email'")} AS organizer_email, organizer ->> '$.name' AS organizer_name,
             CASE WHEN json_type(attendees) = 'ARRAY' THEN json_array_length(attendees) ELSE 0 END::BIGINT AS attendees,
             linked_id AS meeting_id,
@@ -252,6 +305,19 @@ def _calendar_events(zone: str, _today: str) -> str:
                 coalesce(epoch_us(end_time)::VARCHAR, {end_text}, '-'), organizer_number, title_number, number)) AS occurrence,
             seen_by, lost_at AS deleted_at
         FROM events LEFT JOIN numbered USING (place)"""
+
+
+def _lowest_left(rows: str, group: str) -> str:
+    """SQL of the rows with a `left_number`: of those without a number the lowest that are left in their group, by their keys."""
+    return f"""
+        SELECT *, dense_rank() OVER (
+            PARTITION BY {group} ORDER BY CASE WHEN number IS NULL THEN nth ELSE number - nth END, number IS NULL DESC, nth
+        ) AS left_number
+        FROM (
+            SELECT *, dense_rank() OVER (
+                PARTITION BY {group}, number IS NULL ORDER BY number, CASE WHEN number IS NULL THEN key END
+            ) AS nth FROM {rows}
+        )"""
 
 
 def _compared(value: str) -> str:
@@ -295,11 +361,11 @@ those that another account has of the same version."""
 
 def _context_documents(_zone: str, _today: str) -> str:
     return f"""
-        WITH {_IN_USE}, {_CONTENTS}
-        SELECT key AS id, coalesce(new_id, best.meeting_id, _parent_id) AS meeting_id, title, context_type, source_format,
+        WITH {_CONTENTS}
+        SELECT key AS id, coalesce(a.meeting_id, best.meeting_id, _parent_id) AS meeting_id, title, context_type, source_format,
             file_status, source_name, created_by_user_id, best.created_at, best.updated_at, state AS content_state,
             sha256, size_bytes, seen_by, lost_at AS deleted_at
-        FROM best LEFT JOIN aliases ON old_id = coalesce(best.meeting_id, _parent_id)
+        FROM best LEFT JOIN mart.meeting_aliases a ON a.id = coalesce(best.meeting_id, _parent_id)
         LEFT JOIN contents ON document = key"""
 
 
@@ -336,6 +402,9 @@ def _people(_zone: str, _today: str) -> str:
             UNION
             SELECT one ->> '$.user_id', {_compared("one ->> '$.email'")}, one ->> '$.name', 'agenda_items', 2
             FROM (SELECT {_each("presenter_details")} AS one FROM raw.agenda_items)
+            UNION
+            SELECT one ->> '$', NULL, NULL, 'agenda_items', 9
+            FROM (SELECT {_each("presenters")} AS one FROM raw.agenda_items) WHERE json_type(one) = 'VARCHAR'
         ),
         owners AS (
             SELECT email, arg_min(user_id, (rank, user_id)) AS owner
@@ -392,8 +461,8 @@ def _person_week(zone: str, _today: str) -> str:
         ),
         sums AS (
             SELECT person, week, count(*) AS events,
-                sum(greatest(epoch(ends - greatest(begins, coalesce(until, begins))), 0)) / 60 AS minutes,
-                sum(epoch(ends - begins)) / 60 AS minutes_booked
+                sum(greatest({_minutes("greatest(begins, coalesce(until, begins))", "ends")}, 0)) AS minutes,
+                sum({_minutes("begins", "ends")}) AS minutes_booked
             FROM reached GROUP BY ALL
         )
         SELECT person_id, week AS week_start, events, minutes, minutes_booked
@@ -454,17 +523,17 @@ def _calendar_linkage(_zone: str, _today: str) -> str:
     """Nearly all events name one meeting, or none: only of the others more than the first is looked at."""
     many = "t.id IN (SELECT id FROM raw.calendar_events WHERE contains(linked_meetings, ','))"
     return f"""
-        WITH {_IN_USE}, {_one_row_each("calendar_events", where=many)},
+        WITH {_one_row_each("calendar_events", where=many)},
         live AS (SELECT id, start_time, calendar_event_id FROM mart.meetings WHERE deleted_at IS NULL),
         events AS (SELECT * FROM mart.calendar_events WHERE deleted_at IS NULL),
         open AS (SELECT id FROM events WHERE meeting_id IS NULL OR meeting_id NOT IN (SELECT id FROM live)),
         named AS (
-            SELECT event_id, coalesce(new_id, linked_id) AS meeting_id, place
+            SELECT event_id, coalesce(a.meeting_id, linked_id) AS meeting_id, place
             FROM (
                 SELECT key AS event_id, unnest(json_extract_string(linked_meetings, '$[*]')) AS linked_id,
                     unnest(range(json_array_length(linked_meetings)::BIGINT)) AS place
                 FROM best WHERE json_type(linked_meetings) = 'ARRAY'
-            ) LEFT JOIN aliases ON old_id = linked_id
+            ) LEFT JOIN mart.meeting_aliases a ON a.id = linked_id
             UNION ALL
             SELECT open.id, live.id, 1000000 FROM live JOIN open ON calendar_event_id = open.id
         ),
@@ -475,7 +544,7 @@ def _calendar_linkage(_zone: str, _today: str) -> str:
         SELECT e.id AS event_id, occurrence, title, local_date, is_all_day, organizer_email,
             coalesce(other_id, meeting_id) AS meeting_id,
             CASE WHEN m.id IS NOT NULL THEN 'linked' WHEN meeting_id IS NULL THEN 'none' ELSE 'unseen' END AS link,
-            epoch(m.start_time - e.start_time) / 60 AS meeting_starts_later_minutes
+            {_minutes("e.start_time", "m.start_time")} AS meeting_starts_later_minutes
         FROM events e LEFT JOIN others ON event_id = e.id LEFT JOIN live m ON m.id = coalesce(other_id, meeting_id)"""
 
 
@@ -491,18 +560,17 @@ def _context_coverage(_zone: str, _today: str) -> str:
 
 def _time_to_summary(_zone: str, _today: str) -> str:
     return f"""
-        WITH {_IN_USE},
-        noted AS (
-            SELECT coalesce(new_id, h.id) AS id, min(_changed_at) AS seen_at, min(updated_at) AS written_at
-            FROM raw.meetings_history h LEFT JOIN aliases ON old_id = h.id
+        WITH noted AS (
+            SELECT coalesce(a.meeting_id, h.id) AS id, min(_changed_at) AS seen_at, min(updated_at) AS written_at
+            FROM raw.meetings_history h LEFT JOIN mart.meeting_aliases a ON a.id = h.id
             WHERE {_NOTED} AND _operation <> 'delete' GROUP BY 1
         ),
         known AS (
-            SELECT coalesce(new_id, h.id) AS id, min(_changed_at) AS since
-            FROM raw.meetings_history h LEFT JOIN aliases ON old_id = h.id GROUP BY 1
+            SELECT coalesce(a.meeting_id, h.id) AS id, min(_changed_at) AS since
+            FROM raw.meetings_history h LEFT JOIN mart.meeting_aliases a ON a.id = h.id GROUP BY 1
         )
         SELECT m.id AS meeting_id, title, local_date, end_time, noted.written_at AS summary_at, noted.seen_at AS summary_seen_at,
-            CASE WHEN written_at >= end_time THEN epoch(written_at - end_time) / 60 END AS minutes_to_summary,
+            CASE WHEN written_at >= end_time THEN {_minutes("end_time", "written_at")} END AS minutes_to_summary,
             seen_at IS NOT NULL AND seen_at = since AS is_upper_bound
         FROM mart.meetings m JOIN known USING (id) LEFT JOIN noted USING (id) WHERE m.deleted_at IS NULL AND {_ENDED}"""
 
@@ -529,6 +597,17 @@ def _sync_health(_zone: str, _today: str) -> str:
 _TIME = "TIMESTAMP WITH TIME ZONE"
 
 MARTS: tuple[Mart, ...] = (
+    Mart(
+        "meeting_aliases",
+        "The id of a meeting that was merged into another, after all merges that any account told of. Where raw tables name a "
+        "meeting, join this to find it in mart.meetings.",
+        _fields(
+            id=("VARCHAR", "The old id of a meeting that was merged into another."),
+            meeting_id=("VARCHAR", "The id that is in use."),
+        ),
+        _meeting_aliases,
+        stored=True,
+    ),
     Mart(
         "meetings",
         "A meeting, once, however many accounts see it; merged meetings are the one that they were merged into.",
@@ -588,14 +667,19 @@ MARTS: tuple[Mart, ...] = (
             is_completed=("BOOLEAN", "Whether it is done.", "action_items.is_completed"),
             due_date=("DATE", "The day it is due, as written by the API.", "action_items.due_date"),
             completed_at=(_TIME, "When it was completed.", "action_items.completed_at"),
-            completed_local_date=("DATE", "The day of completed_at in CONTIO_TIMEZONE.", "action_items.completed_at"),
+            completed_local_date=(
+                "DATE",
+                "The day of completed_at in CONTIO_TIMEZONE; NULL beyond the years 1 to 9999.",
+                "action_items.completed_at",
+            ),
             created_local_date=("DATE", "The day of created_at in CONTIO_TIMEZONE.", "action_items.created_at"),
             closed_local_date=(
                 "DATE",
                 (
                     "The day from which there is nothing to do any more: completed, cancelled, or no longer seen; NULL while "
-                    "open. Where no time is told (cancelled, or completed without completed_at), that on which the first version "
-                    "that a sync saw so, of those up to now, was written."
+                    "open. Never before created_local_date; in the future where completed_at is. Where no time is told "
+                    "(cancelled, or completed without completed_at), that on which the first version that a sync saw so, of "
+                    "those up to now, was written."
                 ),
                 "action_items.created_at",
                 "action_items.completed_at",
@@ -665,8 +749,9 @@ MARTS: tuple[Mart, ...] = (
             occurrence=(
                 "VARCHAR",
                 (
-                    "The same for copies of one event in several calendars: same start and end, and same meeting, or else same "
-                    "organizer and title. Two events of one account are never the same, unless they name the same meeting."
+                    "The same for copies of one event in several calendars: same start and end, and same first meeting, or "
+                    "else same organizer and title. Two events that one account sees are never the same, unless they name the "
+                    "same meeting first."
                 ),
                 "calendar_events.start_time",
                 "calendar_events.end_time",
@@ -730,14 +815,18 @@ MARTS: tuple[Mart, ...] = (
             updated_at=(_TIME, "When it last changed in Contio.", "context_documents.updated_at"),
             content_state=(
                 "VARCHAR",
-                "stored, waiting, error or unavailable, see raw.document_contents; NULL where it was not asked for.",
+                (
+                    "stored, waiting, error or unavailable, see raw.document_contents; NULL where it was not asked for. That, "
+                    "and the bytes, are as they were at raw.document_contents.fetched_at: after a sync without documents they "
+                    "may be older than the row."
+                ),
                 "document_contents.state",
             ),
             sha256=(
                 "VARCHAR",
                 (
                     "SHA-256 of its bytes, hexadecimal; the file is documents/ab/cd/<sha256>. While content_state is not stored, "
-                    "it may be an earlier version's."
+                    "or after a sync without documents, it may be an earlier version's."
                 ),
                 "document_contents.sha256",
             ),
@@ -757,7 +846,10 @@ MARTS: tuple[Mart, ...] = (
             source_format=("VARCHAR", "json, csv, tsv, xml, html, yaml, md or txt.", "context_documents.source_format"),
             text=(
                 "VARCHAR",
-                "Its contents as text, as they are: markup is not taken out.",
+                (
+                    "Its contents as text, as they are: markup is not taken out. After a sync without documents they may be an "
+                    "earlier version's, see content_state in mart.context_documents."
+                ),
                 "document_texts.text",
                 "document_contents.state",
                 "document_contents.sha256",

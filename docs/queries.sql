@@ -16,13 +16,13 @@ GROUP BY id, person HAVING hours_double_booked > 0 ORDER BY hours_double_booked 
 SELECT coalesce(name, email, assigned_to_user_id, '(nobody)') AS person, count(*) AS open,
     count(*) FILTER (due_date < current_date) AS overdue
 FROM mart.action_items LEFT JOIN mart.people ON people.id = assigned_to_user_id
-WHERE closed_local_date IS NULL
+WHERE closed_local_date IS NULL OR closed_local_date > current_date
 GROUP BY assigned_to_user_id, person ORDER BY overdue DESC, open DESC;
 
 -- Which action items have been overdue the longest, and from which meeting did they come?
 SELECT i.title, due_date, current_date - due_date AS days_overdue, m.title AS meeting
 FROM mart.action_items i LEFT JOIN mart.meetings m ON m.id = i.meeting_id
-WHERE closed_local_date IS NULL AND due_date < current_date
+WHERE (closed_local_date IS NULL OR closed_local_date > current_date) AND due_date < current_date
 ORDER BY due_date LIMIT 20;
 
 -- How did open and overdue action items develop?
@@ -60,9 +60,12 @@ WHERE NOT is_all_day AND local_date >= current_date AND local_date < current_dat
 GROUP BY occurrence HAVING bool_and(link = 'none') ORDER BY local_date, title;
 
 -- Were meetings moved away from their calendar event?
-SELECT DISTINCT ON (occurrence) local_date, title, meeting_starts_later_minutes FROM mart.calendar_linkage
-WHERE link = 'linked' AND meeting_starts_later_minutes <> 0
-ORDER BY abs(meeting_starts_later_minutes) DESC, occurrence LIMIT 20;
+SELECT local_date, title, meeting_starts_later_minutes
+FROM (  -- of a meeting's events the nearest
+    SELECT DISTINCT ON (meeting_id) * FROM mart.calendar_linkage
+    WHERE link = 'linked' AND meeting_starts_later_minutes IS NOT NULL
+    ORDER BY meeting_id, abs(meeting_starts_later_minutes), event_id)
+WHERE meeting_starts_later_minutes <> 0 ORDER BY abs(meeting_starts_later_minutes) DESC, meeting_id LIMIT 20;
 
 -- What share of meetings is prepared with context documents?
 SELECT date_trunc('month', local_date)::DATE AS month, count(*) AS meetings, count(*) FILTER (is_prepared) AS prepared,
@@ -70,13 +73,20 @@ SELECT date_trunc('month', local_date)::DATE AS month, count(*) AS meetings, cou
 FROM mart.context_coverage WHERE local_date IS NOT NULL GROUP BY ALL ORDER BY month DESC;
 
 -- Who meets whom most?
-WITH going AS MATERIALIZED (
-    SELECT event_id, email FROM mart.event_attendees
-    WHERE deleted_at IS NULL AND type IS DISTINCT FROM 'resource' AND status IS DISTINCT FROM 'declined'
+WITH addresses AS (SELECT id AS person, unnest(emails) AS email FROM mart.people),
+going AS (
+    SELECT occurrence, email FROM mart.event_attendees a JOIN mart.calendar_events e ON e.id = event_id
+    WHERE e.deleted_at IS NULL AND type IS DISTINCT FROM 'resource'
+    GROUP BY ALL HAVING NOT coalesce(bool_or(status = 'declined'), false)
+),
+attended AS MATERIALIZED (SELECT DISTINCT occurrence, person FROM going JOIN addresses USING (email)),
+pairs AS (
+    SELECT a.person AS one, b.person AS other, count(*) AS events
+    FROM attended a JOIN attended b ON b.occurrence = a.occurrence AND a.person < b.person GROUP BY ALL
 )
-SELECT a.email AS one, b.email AS other, count(DISTINCT occurrence) AS events
-FROM going a JOIN going b ON b.event_id = a.event_id AND a.email < b.email JOIN mart.calendar_events e ON e.id = a.event_id
-GROUP BY ALL ORDER BY events DESC LIMIT 20;
+SELECT coalesce(p.name, p.email, p.id) AS one, coalesce(q.name, q.email, q.id) AS other, events
+FROM pairs JOIN mart.people p ON p.id = one JOIN mart.people q ON q.id = other
+ORDER BY events DESC, p.id, q.id LIMIT 20;
 
 -- Which meetings do several of us see, and which vanished for everybody?
 SELECT title, local_date, len(seen_by) AS accounts, deleted_at FROM mart.meetings
@@ -97,7 +107,8 @@ WHERE deleted_at IS NULL AND (text ILIKE '%budget%' OR title ILIKE '%budget%') O
 -- With CONTIO_OPTIONAL_STREAMS=agenda_items: which meetings have no agenda?
 SELECT local_date, title FROM mart.meetings m
 WHERE deleted_at IS NULL AND NOT EXISTS (
-    FROM raw.agenda_items a WHERE a._parent_id = m.id AND a._deleted_at IS NULL)
+    FROM raw.agenda_items i LEFT JOIN mart.meeting_aliases a ON a.id = _parent_id
+    WHERE _deleted_at IS NULL AND coalesce(a.meeting_id, _parent_id) = m.id)
 ORDER BY local_date LIMIT 20;
 
 -- With CONTIO_OPTIONAL_STREAMS=participants: who was invited to meetings, and did not come?

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,60 @@ def test_people_of_one_name_or_of_none_are_not_added_up(new_place: Callable[...,
     told = sorted((row["person"], row["meetings"], row["missed"]) for row in missed if row["person"] in ours)
     assert told == [("Same", 1, 1), ("Same", 1, 1), ("y1@one.example", 1, 1), ("y2@one.example", 1, 1)]
     assert [row["open"] for row in answers(place, "What is open") if row["person"] == "Same user"] == [1, 1]
+
+
+def test_copies_of_an_event_are_asked_together_and_people_by_all_their_addresses(
+    new_place: Callable[..., Place],
+) -> None:
+    place = new_place(meetings=0, accounts=2)
+    place.overrides["optional_streams"] = "participants"
+    world = place.world
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).replace(hour=10, minute=0, second=0, microsecond=0)
+    kim = "00000000-0000-4000-8000-000000000001"
+    [meeting] = world.insert("meetings", start_time=(tomorrow + timedelta(minutes=30)).isoformat())
+    for address in ("kim@example.com", "kim@home.example"):
+        world.insert("participants", meeting_id=meeting, user_id=kim, email=address, name="Kim")
+
+    def copies(title: str, start: datetime, *of_accounts: tuple[list[str], dict[str, str]]) -> None:
+        for account, (linked, answers_) in zip(("ana", "bo"), of_accounts, strict=True):
+            world.insert(
+                "calendar_events", account=account, title=title, organizer={"email": "guest@example.com"}, meeting_id=None,
+                attendees=[{"email": who, "status": status} for who, status in answers_.items()], linked_meetings=linked,
+                start_time=start.isoformat(), end_time=(start + timedelta(hours=1)).isoformat(),
+            )  # fmt: skip
+
+    both = {"kim@example.com": "accepted", "kim@home.example": "accepted"}
+    copies("Linked in one", tomorrow, ([meeting], both), ([], both | {"guest@example.com": "accepted"}))
+    copies("Lonely", tomorrow + timedelta(hours=2), ([], {"guest@example.com": "accepted"} | both), ([], both))
+    declined = both | {"guest@example.com": "declined"}
+    copies("Refused", tomorrow + timedelta(hours=4), ([], declined), ([], declined | {"guest@example.com": "accepted"}))
+    later = (tomorrow + timedelta(hours=5)).isoformat()
+    world.insert("calendar_events", account="ana", linked_meetings=[meeting], attendees=[], start_time=later)
+    place.sync()
+    without = answers(place, "Which events of the coming week")
+    assert [(row["title"], row["copies"]) for row in without] == [("Lonely", 2), ("Refused", 2)]
+    moved = answers(place, "Were meetings moved away")
+    assert [(row["title"], row["meeting_starts_later_minutes"]) for row in moved] == [("Linked in one", 30)]
+    met = answers(place, "Who meets whom most")
+    assert [({row["one"], row["other"]}, row["events"]) for row in met] == [({"Kim", "guest@example.com"}, 2)]
+
+
+def test_a_merged_meeting_has_its_agenda_and_what_is_completed_tomorrow_is_open(
+    new_place: Callable[..., Place],
+) -> None:
+    place = new_place(meetings=0, accounts=2)
+    place.overrides["optional_streams"] = "agenda_items"
+    world = place.world
+    [meeting, _] = (world.insert("meetings", title=title)[0] for title in ("Merged", "Bare"))
+    world.insert("agenda_items", meeting_id=meeting)
+    future = {"is_completed": True, "status": "completed", "completed_at": "2090-01-01T00:00:00Z"}
+    world.insert("action_items", meeting_id=meeting, created_at="2026-01-01T00:00:00Z", **future)
+    place.sync()
+    world.merge(ids=[meeting])
+    place.sync(streams=["meetings"])
+    assert [row["title"] for row in answers(place, "With CONTIO_OPTIONAL_STREAMS=agenda_items")] == ["Bare"]
+    daily = place.query("SELECT arg_max(open, day) FROM mart.action_item_daily")
+    assert [(sum(row["open"] for row in answers(place, "What is open, by person")),)] == daily == [(1,)]
 
 
 def test_documents_are_found_by_what_they_say(new_place: Callable[..., Place]) -> None:
