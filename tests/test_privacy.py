@@ -124,6 +124,8 @@ def hide_and_sync(place: Place) -> Place:
     place.overrides |= STRICT
     hide_something_everywhere(place.world)
     place.sync()
+    place.world.merge(1)
+    place.sync(streams=["meetings"])
     for document in place.world.items("ana", "context_documents"):
         place.world.rewrite_contents([document["id"]], body=secret("body", 5))
         place.world.update("context_documents", ids=[document["id"]], file_status="complete")
