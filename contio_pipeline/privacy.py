@@ -334,8 +334,13 @@ def _names_private(table: Table) -> str:
     """SQL of whether a row lies below a private row, or names one."""
     named = [column for column in table.columns if column.holds == "id" and column.name != "id"]
     return " OR ".join(
-        _private(column.name) if column.kind != "json" else _private_among(table, _ids(quoted(column.name)))
-        for column in named
+        [
+            "false",
+            *(
+                _private(column.name) if column.kind != "json" else _private_among(table, _ids(quoted(column.name)))
+                for column in named
+            ),
+        ]
     )
 
 

@@ -613,7 +613,10 @@ def test_a_mart_and_a_question_are_written_to_files_of_each_kind(place: Place, t
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["export", "--mart", "meeting", "--to", "m.csv"], "there is no mart 'meeting'; there are meetings, "),
+        (
+            ["export", "--mart", "meeting", "--to", "m.csv"],
+            "there is no mart 'meeting'; there are meeting_aliases, meetings, ",
+        ),
         (["export", "--mart", "people", "--to", "m.xlsx"], "must end in .csv, .json or .parquet"),
         (["export", "--mart", "people", "--to", "nowhere/m.csv"], "nowhere"),
         (["query", "SELECT 1", "--format", "parquet"], "name it with --to"),

@@ -1039,7 +1039,7 @@ def test_every_duckdb_reads_the_same_of_every_mart_as_parquet_holds(place: Place
             assert duckdb.__version__ == sys.argv[2], duckdb.__version__
             connection.execute("SET threads = 2")
             for name in sys.argv[3:]:
-                for _ in range(30):
+                for _ in range(30 if duckdb.__version__ == "1.2.2" else 2):
                     connection.execute("FROM mart." + name).fetchall()
                 for one, other in (("mart." + name, "read_parquet($file)"), ("read_parquet($file)", "mart." + name)):
                     sql = f"SELECT count(*) FROM (FROM {one} EXCEPT ALL FROM {other})"

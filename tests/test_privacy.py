@@ -26,7 +26,7 @@ from contio_pipeline.publish import Terms, publish
 from contio_pipeline.sandbox.server import Fault, Sandbox
 from contio_pipeline.sandbox.world import World
 from contio_pipeline.settings import Settings, _publish_policy, load_settings
-from contio_pipeline.streams import STREAMS, Column, Table, own_tables, tables
+from contio_pipeline.streams import STREAMS, Column, Stream, Table, own_tables, tables
 from contio_pipeline.warehouse import Warehouse
 from contio_pipeline.workfile import SQL_TYPES
 
@@ -473,6 +473,19 @@ def test_words_that_only_look_like_it_hide_nothing(place: Place) -> None:
     assert not json.loads((current(place.settings.data_dir).folder / "manifest.json").read_text())["policy"]["applied"]
 
 
+def test_a_stream_that_names_nothing_has_private_rows_too(tmp_path: Path) -> None:
+    columns = (Column("id", "text", "", "id"), Column("created_at", "timestamp", ""))
+    plain = Stream("notes", "notes", "notes/{id}", "notes:read", "", columns, "created_at", "none")
+    policy = Policy(actions={}, streams=(plain,))
+    with Warehouse(tmp_path, origin=None, streams=(plain,)) as warehouse:
+        for name, extra in (("a", '{"access_level": "just_me"}'), ("b", None)):
+            warehouse.connection.execute(
+                "INSERT INTO raw.notes BY NAME SELECT 'ana' AS _account, ? AS id, ? AS _extra", [name, extra]
+            )
+        rows = warehouse.look(plain.table, 5, policy)[1]
+    assert [row["id"] for row in rows] == ["b"]
+
+
 def test_of_a_profile_that_was_private_no_byte_is_left(place: Place) -> None:
     profile = place.world.accounts["ana"].profile
     profile["note"] = {"access_level": "just_me", "text": f"{MARK} " * 5000}
@@ -609,7 +622,7 @@ OF_WHAT_IS_LEFT = {
 
 def test_a_column_of_a_mart_that_is_made_of_a_dropped_one_is_hidden_and_says_so(new_place: NewPlace) -> None:
     """Whatever is dropped: each value is what it was, or NULL in a column that says that it is hidden."""
-    place = new_place(meetings=30, accounts=2)
+    place = new_place(meetings=16, accounts=2)
     place.overrides["optional_streams"] = "participants,agenda_items"
     place.sync()
     place.world.update("meetings", 3, summary_notes="at last")
