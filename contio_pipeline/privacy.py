@@ -114,7 +114,7 @@ class Policy:
         if self._telltale:
             of_streams = [(table, "_extra") for stream in self.streams for table in (stream.table, stream.past)]
             parts += [
-                f"(SELECT 1 FROM {table.full_name} WHERE {self._tells(column)} LIMIT 1)"
+                f"(SELECT 1 FROM {table.full_name} WHERE {self.tells(column)} LIMIT 1)"
                 for table, column in (*of_streams, (ACCOUNTS, "_extra"), (QUARANTINE, "raw"))
             ]
         hidden = ", ".join(literal(stream.name) for stream in self.streams if self.hides(stream.name))
@@ -153,6 +153,7 @@ class Policy:
 
         In it are the rows that are for their owner alone, also while they are broken; what tells of the same; the ids that were
         merged into theirs; other accounts that know such an id by name alone; and what lies below all of these, or names one.
+        The first statement finds those that say so: where there is none, the others find nothing either.
         """
         if not self.hides_just_me:
             return []
@@ -282,12 +283,12 @@ class Policy:
 
     def _tells_in(self, table: Table) -> str:
         """SQL of whether the fields that nobody knows of a row say that something is private, or tell of what is."""
-        tells = self._tells("_extra")
+        tells = self.tells("_extra")
         if self.hides_just_me and self.some_private:
             tells = f"({tells} OR {_mentions_private(table, '_extra')})"
         return tells
 
-    def _tells(self, text: str) -> str:
+    def tells(self, text: str) -> str:
         """SQL of whether a text says of something that it is private."""
         return f"coalesce(regexp_matches(CAST({text} AS VARCHAR), {literal(self._telltale)}), false)"
 
@@ -303,7 +304,7 @@ class Policy:
             "reason": "split_part(split_part(reason, ':', 1), '(', 1)",
             "row_key": f"CASE WHEN row_key <> sha256(raw) THEN {key} END",
         }[name]
-        tells = f" AND NOT {self._tells('raw')}" if self._telltale else ""
+        tells = f" AND NOT {self.tells('raw')}" if self._telltale else ""
         return f"CASE WHEN {self._kept_stream()}{tells} THEN {name} ELSE {less} END"
 
 

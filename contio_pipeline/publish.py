@@ -27,7 +27,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import zip_longest
@@ -45,7 +45,7 @@ from contio_pipeline.marts import MARTS
 from contio_pipeline.privacy import Policy
 from contio_pipeline.settings import Settings
 from contio_pipeline.streams import RUNS, STREAMS, Stream, Table, tables
-from contio_pipeline.warehouse import Warehouse
+from contio_pipeline.warehouse import Warehouse, find_private_ids
 from contio_pipeline.workfile import CLEAN, attach, literal, make_tables, parquet, quoted, with_room
 
 log = logging.getLogger(__name__)
@@ -325,11 +325,7 @@ def _copy_masked(warehouse: Warehouse, file: Path, target: Path, policy: Policy)
                     connection.execute(f"COMMENT ON COLUMN {table.full_name}.{quoted(column.name)} IS {literal(doc)}")
         connection.execute("COMMIT")
         connection.execute("USE private")  # where the policy's conditions look
-        for statement in policy.private_ids():
-            with_room(connection, partial(connection.execute, statement))
-        if policy.hides_just_me:
-            some = bool(connection.execute("SELECT 1 FROM private_ids LIMIT 1").fetchall())
-            policy = replace(policy, some_private=some)
+        policy = find_private_ids(connection, policy)
         for table in (table for table in declared if not table.shows):
             insert = f"INSERT INTO published.{table.full_name} {policy.select(table)}"
             with_room(connection, partial(connection.execute, insert))

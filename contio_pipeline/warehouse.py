@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import duckdb
@@ -651,8 +651,7 @@ class Warehouse(WorkFile):
         live = "_deleted_at IS NULL" if "_deleted_at" in columns else "true"
         changed = "_changed_at" if "_changed_at" in columns else table.month_field
         [(count,)] = self.connection.execute(f"SELECT count(*) FROM {table.full_name} WHERE {live}").fetchall()
-        for statement in policy.private_ids():
-            self.connection.execute(statement)
+        policy = find_private_ids(self.connection, policy)
         newest = f"ORDER BY {changed} DESC NULLS LAST, id LIMIT {rows}"
         return int(count), self.query(f"{policy.select(table)} AND {live} {newest}")
 
@@ -672,12 +671,13 @@ class Warehouse(WorkFile):
         """Store the profile of the account's user, when it changed."""
         [row] = batch.rows.to_pylist()
         with self.transaction() as connection:
-            found = self.query(f"SELECT _hash, _first_seen_at FROM {ACCOUNTS.full_name} WHERE _account = ?", [account])
+            tells = Policy().tells("_extra")  # a profile has no history to tell that it was private
+            told = f"SELECT _hash, _first_seen_at, {tells} AS tells FROM {ACCOUNTS.full_name} WHERE _account = ?"
+            found = self.query(told, [account])
             if found and found[0]["_hash"] == row["_hash"]:
                 return
-            connection.execute(
-                f"DELETE FROM {META.full_name} WHERE key = ?", [CLEAN]
-            )  # it has no history to tell what it was
+            if found and found[0]["tells"]:
+                connection.execute(f"DELETE FROM {META.full_name} WHERE key = ?", [CLEAN])
             connection.execute(f"DELETE FROM {ACCOUNTS.full_name} WHERE _account = ?", [account])
             first = found[0]["_first_seen_at"] if found else now
             insert(connection, ACCOUNTS, row | {"_account": account, "_first_seen_at": first, "_changed_at": now})
@@ -852,6 +852,19 @@ def due_lists(
         SELECT id FROM aged WHERE due
         UNION (SELECT id FROM aged WHERE NOT due AND overdue >= 1 ORDER BY overdue DESC, id LIMIT {most})
         ORDER BY 1"""
+
+
+def find_private_ids(connection: duckdb.DuckDBPyConnection, policy: Policy) -> Policy:
+    """Make the table `private_ids`, which the policy's statements read, in the database in use.
+
+    Returns:
+        The policy, which looks at that table only where there is something in it.
+    """
+    for statement in policy.private_ids():
+        with_room(connection, partial(connection.execute, statement))
+        if not connection.execute("SELECT 1 FROM private_ids LIMIT 1").fetchall():
+            return replace(policy, some_private=False)
+    return policy
 
 
 def _instant(moment: datetime) -> str:

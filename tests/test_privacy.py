@@ -486,6 +486,18 @@ def test_a_stream_that_names_nothing_has_private_rows_too(tmp_path: Path) -> Non
     assert [row["id"] for row in rows] == ["b"]
 
 
+def test_a_warehouse_is_not_written_anew_where_nothing_private_went(place: Place) -> None:
+    file = place.settings.data_dir / "warehouse.duckdb"
+    with Warehouse(place.settings.data_dir, origin=None):
+        written = file.stat().st_ino
+    for name in ("Ana", "Ana the Second"):
+        place.world.accounts["ana"].profile["display_name"] = name
+        place.world.update("meetings", 1, title=name)
+        place.sync()
+        assert place.query("SELECT display_name FROM raw.accounts") == [(name,)]
+        assert file.stat().st_ino == written  # no other file took its place
+
+
 def test_of_a_profile_that_was_private_no_byte_is_left(place: Place) -> None:
     profile = place.world.accounts["ana"].profile
     profile["note"] = {"access_level": "just_me", "text": f"{MARK} " * 5000}
